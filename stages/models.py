@@ -1,0 +1,63 @@
+"""Model directories: where they come from, what they are, and their fingerprint.
+
+A model directory holds ``config.json``, ``*.safetensors``, a tokenizer and ``training.json``
+(its role, what made it, its fingerprint). A remote generator is a directory with
+``endpoint.json`` instead of weights. Nothing here is pickled.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.digest import folder_digest
+from stages.errors import QuarryError
+
+ModelRole = Literal["generator", "dense", "sparse"]
+TRAINING = "training.json"
+
+
+def package_path(spec: str) -> Path:
+    """``name/inner/path`` inside an installed package, found without importing it."""
+    name, _, inner = spec.partition("/")
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise QuarryError(
+            f"package '{name}' is not installed. Run: make setup (it installs requirements-models.txt)."
+        )
+    path = Path(found.submodule_search_locations[0]) / inner
+    if not path.exists():
+        raise QuarryError(f"package '{name}' has no '{inner}': looked at {path}.")
+    return path
+
+
+def write_training(folder: Path, role: ModelRole, **made_by: Any) -> None:
+    """Seal a model directory: role, provenance, and a fingerprint over all its files."""
+    fingerprint = folder_digest(folder, skip=frozenset({TRAINING}))
+    made = {"role": role, "fingerprint": fingerprint, "made_by": made_by}
+    (folder / TRAINING).write_text(
+        json.dumps(made, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def read_training(folder: Path, role: ModelRole) -> dict[str, Any]:
+    """``training.json`` of a directory that must have this role.
+
+    Raises:
+        QuarryError: no such folder or file, another role, or a tokenizer or weights missing.
+    """
+    path = folder / TRAINING
+    if not path.exists():
+        raise QuarryError(f"{folder}: not a model directory (no {TRAINING}). Make it with a finetune entry.")
+    made = json.loads(path.read_text(encoding="utf-8"))
+    if made["role"] != role:
+        raise QuarryError(
+            f"{folder}: is a {made['role']} model, a {role} model is needed here. "
+            f"Name another finetune entry in params.yaml."
+        )
+    if not (folder / "endpoint.json").exists():
+        if not (folder / "tokenizer.json").exists():
+            raise QuarryError(f"{folder}: model directory without tokenizer.json. Rebuild it: dvc repro.")
+        if not list(folder.glob("*.safetensors")):
+            raise QuarryError(f"{folder}: model directory without *.safetensors. Rebuild it: dvc repro.")
+    return made

@@ -1,0 +1,178 @@
+"""The record store: what was computed once for a record is not computed again.
+
+Keys are digests of everything that decides a result (the record's content, the model's
+fingerprint, the parameters, the version of the code's idea); values are bytes with a checksum.
+The store lives outside the stages' outputs, can be shared between checkouts (``QUARRY_RECORDS``)
+and may be deleted at any time: results never depend on it, only how long they take.
+
+SQLite in write-ahead mode: several stages may use it at once, and ``kill -9`` leaves it whole.
+"""
+
+import hashlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+DEFAULT = Path(".quarry/records")
+LIMIT_BYTES = int(os.environ.get("QUARRY_RECORDS_BYTES", 8 * 2**30))
+CHUNK = 500  # keys per SELECT; SQLite's oldest limit on variables is 999
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    key TEXT PRIMARY KEY, value BLOB NOT NULL, checksum BLOB NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+
+
+def _checksum(value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=8).digest()
+
+
+class RecordStore:
+    """A checksummed, size-bounded map from digest to bytes, safe for several processes."""
+
+    def __init__(self, folder: Path | None = None, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder = folder or Path(os.environ.get("QUARRY_RECORDS", DEFAULT))
+        self.limit_bytes = limit_bytes
+        self.hits = self.misses = self.corrupt = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "records.sqlite"
+        self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError as e:
+            if isinstance(e, sqlite3.OperationalError):  # locked, disk full: not corruption
+                raise
+            aside = self.path.with_suffix(f".corrupt-{time.time_ns()}")
+            log.warning("record store %s is damaged (%s); moved to %s", self.path, e, aside.name)
+            for suffix in ("", "-wal", "-shm"):
+                damaged = Path(f"{self.path}{suffix}")
+                if damaged.exists():
+                    damaged.rename(f"{aside}{suffix}")
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute(_SCHEMA)
+        return db
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """The values there are. A value that fails its checksum is dropped and counts as missing."""
+        found: dict[str, bytes] = {}
+        wanted = list(dict.fromkeys(keys))
+        for at in range(0, len(wanted), CHUNK):
+            part = wanted[at : at + CHUNK]
+            marks = ",".join("?" * len(part))
+            rows = self._db.execute(
+                f"SELECT key, value, checksum FROM records WHERE key IN ({marks})", part
+            ).fetchall()
+            for key, value, checksum in rows:
+                if _checksum(value) == checksum:
+                    found[key] = value
+                else:
+                    self.corrupt += 1
+                    self._db.execute("DELETE FROM records WHERE key = ?", (key,))
+        self.hits += len(found)
+        self.misses += len(wanted) - len(found)
+        self._touch(list(found))
+        return found
+
+    def _touch(self, keys: list[str]) -> None:
+        now = int(time.time())  # decides eviction only
+        self._db.execute("BEGIN IMMEDIATE")
+        for at in range(0, len(keys), CHUNK):
+            part = keys[at : at + CHUNK]
+            marks = ",".join("?" * len(part))
+            self._db.execute(
+                f"UPDATE records SET used = ? WHERE used < ? AND key IN ({marks})",
+                (now, now - 86_400, *part),
+            )
+        self._db.execute("COMMIT")
+
+    def put_many(self, items: dict[str, bytes]) -> None:
+        """Keep these, in one transaction: after a crash all of them are there, or none."""
+        now = int(time.time())
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany(
+            "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)",
+            [(k, v, _checksum(v), now) for k, v in items.items()],
+        )
+        self._db.execute("COMMIT")
+
+    def compute(
+        self,
+        keys: Sequence[str],
+        records: Sequence[Any],
+        fn: Callable[[list[Any]], Sequence[bytes]],
+        *,
+        batch: int,
+        unit: str,
+    ) -> list[bytes]:
+        """One value per key, in order; ``fn`` runs on batches of records whose keys are new.
+
+        Equal keys are computed once. Every batch is kept before the next one starts, so a
+        killed process loses one batch at the most.
+        """
+        known = self.get_many(keys)
+        todo = {k: r for k, r in zip(keys, records, strict=True) if k not in known}
+        names = list(todo)
+        with tqdm(total=len(names), unit=unit, disable=None, delay=2) as bar:
+            for at in range(0, len(names), batch):
+                part = names[at : at + batch]
+                values = fn([todo[k] for k in part])
+                fresh = dict(zip(part, values, strict=True))
+                self.put_many(fresh)
+                known |= fresh
+                bar.update(len(part))
+        log.info("%d %ss: %d reused, %d computed", len(keys), unit, len(keys) - len(todo), len(todo))
+        return [known[k] for k in keys]
+
+    def size_bytes(self) -> int:
+        """Bytes of the values kept."""
+        return self._db.execute("SELECT COALESCE(SUM(LENGTH(value)), 0) FROM records").fetchone()[0]
+
+    def evict(self) -> int:
+        """Drop the least recently used records until the store fits; how many were dropped."""
+        over = self.size_bytes() - self.limit_bytes
+        dropped = 0
+        if over <= 0:
+            return 0
+        drop = []
+        for key, size in self._db.execute(
+            "SELECT key, LENGTH(value) FROM records ORDER BY used, key"
+        ):
+            if over <= 0:
+                break
+            drop.append((key,))
+            over -= size
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.executemany("DELETE FROM records WHERE key = ?", drop)
+        self._db.execute("COMMIT")
+        dropped = len(drop)
+        log.info("record store: %d least recently used records dropped", dropped)
+        return dropped
+
+    def close(self) -> None:
+        """Evict what is over the limit and close."""
+        if Path(self.path).stat().st_size > self.limit_bytes:
+            self.evict()
+        self._db.close()
+
+    def __enter__(self) -> "RecordStore":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,104 @@
+"""Ranked results: the one place that gives ranks, and the one that turns passages to documents.
+
+A run ranks documents. Passages (``parent#seq``) collapse to their parent by maximum score
+before anything is measured or fused. Ties: score descending, then docid descending, as in
+trec_eval; docids compare as UTF-8 bytes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stages.errors import QuarryError
+from stages.tables import TABLES
+from stages.types import Hit, Retriever
+
+GROWTH = 4  # how much deeper to look when k passages held fewer than k parents
+
+
+def parent(docid: str) -> str:
+    """The document of a passage address ``parent#seq``."""
+    return docid.rpartition("#")[0]
+
+
+def _codes(values: pa.Array) -> npt.NDArray[np.int64]:
+    """Integers in the byte order of the strings: comparing codes compares strings."""
+    encoded = values.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    order = sorted(range(len(names)), key=lambda i: names[i].encode())
+    place = np.empty(len(names), dtype=np.int64)
+    place[order] = np.arange(len(names))
+    return place[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def rank_rows(
+    qid: pa.Array, docid: pa.Array, score: npt.NDArray[np.float64], *, k: int | None = None
+) -> pa.Table:
+    """A run from loose (qid, docid, score) rows: ordered, ranked from 1, cut at k per query.
+
+    O(n log n). A (qid, docid) must occur once.
+
+    Raises:
+        QuarryError: a score is NaN.
+    """
+    schema = TABLES["runs"].schema
+    if len(score) == 0:
+        return schema.empty_table()
+    if np.isnan(score).any():
+        i = int(np.flatnonzero(np.isnan(score))[0])
+        raise QuarryError(
+            f"run: score of document {docid[i].as_py()!r} for query {qid[i].as_py()!r} is NaN. "
+            f"Look at the vectors or the rule that made it."
+        )
+    q = _codes(qid)
+    order = np.lexsort((-_codes(docid), -score, q))
+    q = q[order]
+    first = np.flatnonzero(np.r_[True, q[1:] != q[:-1]])  # where each query starts
+    rank = np.arange(len(q)) - np.repeat(first, np.diff(np.r_[first, len(q)])) + 1
+    if k is not None:
+        order, rank = order[rank <= k], rank[rank <= k]
+    take = pa.array(order)
+    columns = [qid.take(take), docid.take(take), rank.astype(np.int32), score[order]]
+    return pa.table(columns, names=schema.names).cast(schema)
+
+
+def run_table(qids: Sequence[str], hits: Sequence[Sequence[Hit]], *, k: int | None = None) -> pa.Table:
+    """A run from one list of hits per query; a query without hits has no rows."""
+    return rank_rows(
+        pa.array([q for q, hs in zip(qids, hits, strict=True) for _ in hs], pa.string()),
+        pa.array([h.docid for hs in hits for h in hs], pa.string()),
+        np.array([h.score for hs in hits for h in hs], dtype=np.float64),
+        k=k,
+    )
+
+
+def collapse(hits: Sequence[Hit]) -> list[Hit]:
+    """Documents by the best score of their passages, best first."""
+    best: dict[str, float] = {}
+    for hit in hits:
+        doc = parent(hit.docid)
+        best[doc] = max(hit.score, best.get(doc, -np.inf))
+    ranked = sorted(best.items(), key=lambda x: (x[1], x[0].encode()), reverse=True)
+    return [Hit(doc, score) for doc, score in ranked]
+
+
+def search_documents(retriever: Retriever, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    """Up to k documents per query, from as many passages as that takes.
+
+    Queries whose k passages held fewer than k parents are asked again, ``GROWTH`` times
+    deeper, until they have k or the index has no more for them.
+    """
+    found: list[list[Hit]] = [[] for _ in queries]
+    todo, depth = list(range(len(queries))), k
+    while todo:
+        passages = retriever.search([queries[i] for i in todo], depth)
+        for i, hits in zip(todo, passages, strict=True):
+            found[i] = collapse(hits)
+        todo = [
+            i for i, hits in zip(todo, passages, strict=True)
+            if len(found[i]) < k and len(hits) >= depth
+        ]
+        depth *= GROWTH
+    return [hits[:k] for hits in found]

@@ -1,0 +1,137 @@
+"""The contract of the parts that can be swapped: small records and batch-first protocols."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Role = Literal["query", "passage"]
+Finish = Literal["stop", "eos", "length", "cancelled"]
+
+
+class Hit(NamedTuple):
+    """One retrieved passage (or, after collapsing, document)."""
+
+    docid: str
+    score: float
+
+
+class Passage(NamedTuple):
+    """What a reader needs of a passage."""
+
+    docid: str
+    title: str
+    text: str
+
+
+class Request(NamedTuple):
+    """One text to generate. ``temperature`` 0 is greedy; a sample depends on ``seed`` alone."""
+
+    prompt: str
+    max_tokens: int
+    stop: tuple[str, ...] = ()  # generation ends before the first of these; they are not returned
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Generation(NamedTuple):
+    """A generated text, without its stop string, and what it cost."""
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    finish: Finish
+
+
+class TokenEvent(NamedTuple):
+    """A step of one streamed request: new text, and at its end the whole generation."""
+
+    request_id: str
+    text: str
+    done: Generation | None
+
+
+class LogProb(NamedTuple):
+    """Log-probability of a completion given its prompt, summed over ``n_tokens`` tokens."""
+
+    total: float
+    n_tokens: int
+
+
+class Retriever(Protocol):
+    """Finds passages for many queries at once."""
+
+    fingerprint: str  # of the index and of the encoder that made it
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Up to k hits per query, best first; equal scores by docid descending."""
+        ...
+
+
+class Encoder(Protocol):
+    """Texts to unit vectors of ``dim`` float32 components."""
+
+    fingerprint: str
+    dim: int
+
+    def encode(self, texts: Sequence[str], role: Role) -> npt.NDArray[np.float32]:
+        """An (n, d) array; row i depends on texts[i] alone."""
+        ...
+
+
+class Reranker(Protocol):
+    """Scores (query, passage) pairs; larger is more relevant."""
+
+    fingerprint: str
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        """An (n,) array."""
+        ...
+
+
+class Generator(Protocol):
+    """A language model. The batch calls are clients of ``stream``."""
+
+    fingerprint: str
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """One generation per request, in order; greedy texts do not depend on the batch."""
+        ...
+
+    def logprobs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[LogProb]:
+        """log p(completions[i] | prompts[i]); the two are tokenised separately."""
+        ...
+
+    def choose(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The log-probability of each option, per prompt."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has."""
+        ...
+
+    def stream(self, inbox: "Inbox") -> Iterator[TokenEvent]:
+        """Events of all running requests, token step by token step.
+
+        ``inbox`` is asked between steps: for requests to admit and for ids to cancel. The
+        stream ends when the inbox is closed and every admitted request is done.
+        """
+        ...
+
+
+class Inbox(Protocol):
+    """Where a running stream finds new work."""
+
+    def admit(self, room: int) -> Iterable[tuple[str, Request]]:
+        """Up to ``room`` new (request_id, request); may be empty."""
+        ...
+
+    def cancelled(self) -> Iterable[str]:
+        """Ids whose requests must stop now."""
+        ...
+
+    def closed(self) -> bool:
+        """Whether no request will ever come again."""
+        ...
