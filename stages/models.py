@@ -23,7 +23,8 @@ def package_path(spec: str) -> Path:
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         raise QuarryError(
-            f"package '{name}' is not installed. Run: make setup (it installs requirements-models.txt)."
+            f"package '{name}' is not installed. "
+            f"Run: make setup (it installs requirements-models.txt)."
         )
     path = Path(found.submodule_search_locations[0]) / inner
     if not path.exists():
@@ -48,16 +49,25 @@ def read_training(folder: Path, role: ModelRole) -> dict[str, Any]:
     """
     path = folder / TRAINING
     if not path.exists():
-        raise QuarryError(f"{folder}: not a model directory (no {TRAINING}). Make it with a finetune entry.")
-    made = json.loads(path.read_text(encoding="utf-8"))
-    if made["role"] != role:
+        raise QuarryError(
+            f"{folder}: not a model directory (no {TRAINING}). Make it with a finetune entry."
+        )
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        found = made["role"], made["fingerprint"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise QuarryError(
+            f"{path}: not the JSON that write_training leaves ({e!r}). Rebuild it: dvc repro."
+        ) from None
+    if found[0] != role:
         raise QuarryError(
             f"{folder}: is a {made['role']} model, a {role} model is needed here. "
             f"Name another finetune entry in params.yaml."
         )
     if not (folder / "endpoint.json").exists():
-        if not (folder / "tokenizer.json").exists():
-            raise QuarryError(f"{folder}: model directory without tokenizer.json. Rebuild it: dvc repro.")
-        if not list(folder.glob("*.safetensors")):
-            raise QuarryError(f"{folder}: model directory without *.safetensors. Rebuild it: dvc repro.")
+        for needed in ("tokenizer.json", "*.safetensors"):
+            if not list(folder.glob(needed)):
+                raise QuarryError(
+                    f"{folder}: model directory without {needed}. Rebuild it: dvc repro."
+                )
     return made

@@ -35,9 +35,9 @@ def entries(room: str, *, study: bool = False, path: Path = PARAMS) -> dict[str,
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise QuarryError(f"{path} is not here: run from the project's root.") from None
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise QuarryError(f"{path}: not YAML: {e}") from None
-    block = (values or {}).get("studies", {}) if study else values or {}
+    block = values.get("studies") if study and isinstance(values, dict) else values
     if not isinstance(block, dict) or not isinstance(block.get(room), dict):
         raise QuarryError(f"{path}: no block '{where}'. Add it, with one entry or more.")
     return block[room]
@@ -60,23 +60,32 @@ def entry_values(
 
 
 def choose(
-    room: str, entry: str, key: str, options: dict[str, str], *, study: bool = False,
+    room: str,
+    entry: str,
+    key: str,
+    options: dict[str, str],
+    *,
+    study: bool = False,
     path: Path = PARAMS,
 ) -> str:
     """The module that the entry names under ``key`` (its source, recipe, kind ...)."""
     values = entry_values(room, entry, study=study, path=path)
-    name = values.get(key)
-    if name not in options:
+    where = f"{'studies.' if study else ''}{room}.{entry}"
+    if key not in values:
         raise QuarryError(
-            f"{path}: {room}.{entry}.{key} is {name!r}.{_near(str(name), list(options))} "
+            f"{path}: {where} has no key '{key}', one of: {', '.join(options)}. "
+            f"Keys there: {', '.join(map(str, values)) or 'none'}."
+        )
+    name = values[key]
+    if not isinstance(name, str) or name not in options:
+        raise QuarryError(
+            f"{path}: {where}.{key} is {name!r}.{_near(str(name), list(options))} "
             f"There are: {', '.join(options)}."
         )
     return options[name]
 
 
-def load(
-    model: type[T], room: str, entry: str, *, study: bool = False, path: Path = PARAMS
-) -> T:
+def load(model: type[T], room: str, entry: str, *, study: bool = False, path: Path = PARAMS) -> T:
     """One entry, validated.
 
     Raises:

@@ -15,12 +15,22 @@ from stages.errors import QuarryError
 from stages.tables import TABLES
 from stages.types import Hit, Retriever
 
-GROWTH = 4  # how much deeper to look when k passages held fewer than k parents
+GROWTH = 4  # how many times deeper to look when the passages seen do not settle the ranking
 
 
 def parent(docid: str) -> str:
-    """The document of a passage address ``parent#seq``."""
-    return docid.rpartition("#")[0]
+    """The document of a passage address ``parent#seq``; a parent may have ``#`` in its name.
+
+    Raises:
+        QuarryError: it is no such address.
+    """
+    name, mark, _ = docid.rpartition("#")
+    if not mark:
+        raise QuarryError(
+            f"run: docid {docid!r} is not a passage (parent#seq). Documents have collapsed "
+            f"already; build the index from the table of passages."
+        )
+    return name
 
 
 def _codes(values: pa.Array) -> npt.NDArray[np.int64]:
@@ -64,7 +74,9 @@ def rank_rows(
     return pa.table(columns, names=schema.names).cast(schema)
 
 
-def run_table(qids: Sequence[str], hits: Sequence[Sequence[Hit]], *, k: int | None = None) -> pa.Table:
+def run_table(
+    qids: Sequence[str], hits: Sequence[Sequence[Hit]], *, k: int | None = None
+) -> pa.Table:
     """A run from one list of hits per query; a query without hits has no rows."""
     return rank_rows(
         pa.array([q for q, hs in zip(qids, hits, strict=True) for _ in hs], pa.string()),
@@ -85,20 +97,21 @@ def collapse(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def search_documents(retriever: Retriever, queries: Sequence[str], k: int) -> list[list[Hit]]:
-    """Up to k documents per query, from as many passages as that takes.
+    """The k best documents per query, exactly, from as many passages as that takes.
 
-    Queries whose k passages held fewer than k parents are asked again, ``GROWTH`` times
-    deeper, until they have k or the index has no more for them.
+    A query is asked again, ``GROWTH`` times deeper, as long as a passage not seen yet could
+    change them: fewer than k parents were found, or the last passage seen is as good as the k-th
+    document, so that an equal one of a larger docid may follow.
     """
     found: list[list[Hit]] = [[] for _ in queries]
-    todo, depth = list(range(len(queries))), k
+    todo, depth = list(range(len(queries))), k + 1
     while todo:
         passages = retriever.search([queries[i] for i in todo], depth)
+        again = []
         for i, hits in zip(todo, passages, strict=True):
-            found[i] = collapse(hits)
-        todo = [
-            i for i, hits in zip(todo, passages, strict=True)
-            if len(found[i]) < k and len(hits) >= depth
-        ]
-        depth *= GROWTH
-    return [hits[:k] for hits in found]
+            found[i] = collapse(hits)[:k]
+            settled = len(found[i]) == k and (k == 0 or hits[-1].score < found[i][-1].score)
+            if len(hits) >= depth and not settled:
+                again.append(i)
+        todo, depth = again, depth * GROWTH
+    return found

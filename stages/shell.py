@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -64,7 +65,8 @@ def replaced(out: Path) -> Iterator[Path]:
     A killed stage leaves a ``.<name>.<pid>.tmp`` folder, which the next run of it removes.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.*.tmp"):
+    leftover = re.compile(rf"\.{re.escape(out.name)}\.\d+\.(old\.)?tmp")
+    for stale in [p for p in out.parent.iterdir() if leftover.fullmatch(p.name)]:
         shutil.rmtree(stale)
     tmp = out.parent / f".{out.name}.{os.getpid()}.tmp"
     tmp.mkdir()
@@ -77,9 +79,11 @@ def replaced(out: Path) -> Iterator[Path]:
         if path.is_file():
             with path.open("rb") as f:
                 os.fsync(f.fileno())
+    old = out.parent / f".{out.name}.{os.getpid()}.old.tmp"
     if out.exists():
-        shutil.rmtree(out)
+        out.rename(old)  # whole, or not there: a kill while removing must not leave half of it
     tmp.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,15 +100,18 @@ def write_timing(task: Task, out: Path, seconds: float, facts: dict[str, float])
     They hold for the outputs with this digest: a report shows them only while those lie there.
     """
     path = Path(".quarry/timings") / task.folder(task.room, task.entry).relative_to("data")
-    path = path.with_suffix(".json")
+    path = path.with_name(f"{path.name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timing = {
-        "seconds": round(seconds, 3), "peak_mib": round(peak), "host": platform.node(),
+        "seconds": round(seconds, 3),
+        "peak_mib": round(peak),
+        "host": platform.node(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "outputs": folder_digest(out), **facts,
+        "outputs": folder_digest(out),
+        **facts,
     }
-    tmp = path.with_suffix(f".{os.getpid()}.tmp")
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     write_json(tmp, timing)
     tmp.rename(path)
 
@@ -112,25 +119,33 @@ def write_timing(task: Task, out: Path, seconds: float, facts: dict[str, float])
 def parse(room: str, doc: str, argv: list[str] | None = None) -> Task:
     """The task named on the command line."""
     p = argparse.ArgumentParser(
-        prog=f"python -m stages.{room}", description=doc,
+        prog=f"python -m stages.{room}",
+        description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("entry", help=f"an entry under '{room}' in params.yaml")
-    p.add_argument("--study", action="store_true", help="take it from 'studies', write below data/studies")
+    p.add_argument(
+        "--study", action="store_true", help="take it from 'studies', write below data/studies"
+    )
     args = p.parse_args(argv)
     return Task(room, args.entry, args.study)
 
 
 def run(
-    room: str, doc: str, make: Callable[[Task, Path], dict[str, float] | None],
-    *, out: Callable[[Task], Path] | None = None,
+    room: str,
+    doc: str,
+    make: Callable[[Task, Path], dict[str, float] | None],
+    *,
+    out: Callable[[Task], Path] | None = None,
 ) -> None:
     """Run a room's shell: ``make(task, folder)`` fills the folder, which then becomes the output.
 
     ``make`` may return measurements (seconds of a part, rates) for the timing file.
     A ``QuarryError`` is printed as one message; exit status 2, nothing written.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
     for noisy in ("httpx", "bm25s", "sentence_transformers", "faiss", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     task = parse(room, doc)

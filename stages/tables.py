@@ -29,6 +29,7 @@ def _kind(key: str, /, **columns: pa.DataType) -> Kind:
     return Kind(pa.schema([pa.field(n, t) for n, t in columns.items()]), tuple(key.split()))
 
 
+# fmt: off
 TABLES: dict[str, Kind] = {
     # -- ingest ---------------------------------------------------------------------------
     # content_hash = digest("doc", version, title, text): the key for reuse; docid is the source's.
@@ -82,6 +83,7 @@ TABLES: dict[str, Kind] = {
         "system measure qid", system=ids, measure=ids, qid=ids, value=pa.float64(),
     ),
 }
+# fmt: on
 
 
 def empty_table(kind: str) -> pa.Table:
@@ -92,11 +94,9 @@ def empty_table(kind: str) -> pa.Table:
 def table(kind: str, rows: list[dict]) -> pa.Table:
     """Rows as a checked table of this kind; a missing or unknown column is an error."""
     schema = TABLES[kind].schema
-    for row in rows[:1]:
-        if set(row) != set(schema.names):
-            raise QuarryError(
-                f"table {kind}: expected columns {schema.names}, got {sorted(row)}"
-            )
+    for row in rows:
+        if row.keys() != set(schema.names):
+            raise QuarryError(f"table {kind}: expected columns {schema.names}, got {sorted(row)}")
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -122,6 +122,17 @@ def check_table(t: pa.Table, kind: str, *, where: str) -> pa.Table:
             f"{where}: table {kind} has columns that the contract does not know: "
             f"{', '.join(extra)}; expected {', '.join(schema.names)}."
         )
+    for name in TABLES[kind].key:
+        if t[name].null_count:
+            raise QuarryError(f"{where}: table {kind}, column '{name}' has an empty cell (null).")
+    for field in schema:
+        if pa.types.is_floating(field.type):
+            bad = pc.index(pc.is_nan(t[field.name]), True).as_py()
+            if bad >= 0:
+                raise QuarryError(
+                    f"{where}: table {kind}, column '{field.name}' is NaN in row {bad}. "
+                    f"Look at what computed it; a value that is not known is null."
+                )
     return t.select(schema.names).replace_schema_metadata(None)
 
 
@@ -157,5 +168,5 @@ def write_table(t: pa.Table, folder: Path, kind: str) -> Path:
     pq.write_table(
         t, path, compression="zstd", compression_level=3, row_group_size=ROW_GROUP,
         use_dictionary=False, write_statistics=True, store_schema=True, version="2.6",
-    )
+    )  # fmt: skip
     return path

@@ -1,0 +1,88 @@
+"""Ours against a peer: the same work, alternately, in one process; one JSON line on stdout.
+
+A benchmark file builds its work, then calls ``compare``. What it must bring:
+
+* ``ours`` and ``theirs`` take nothing, do the whole work and return a result;
+* ``check(ours_result, theirs_result)`` asserts that the results are the same, with a tolerance
+  that its docstring states; it runs before anything is timed;
+* where the peer has a batch size, ``theirs`` is a mapping from label to callable (three sizes):
+  the fastest of them after the warm-up is the peer;
+* ``before`` empties caches, untimed, before every run of either side.
+
+``work`` is how many units one run does, and figures are units per second. With ``work=None``
+the figures are seconds. ``ratio`` is above 1 where ours is better, either way.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Run = Callable[[], Any]
+
+
+def _nothing() -> None:
+    """The default of ``before``."""
+
+
+def _seconds(run: Run, before: Callable[[], None]) -> float:
+    before()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(
+    name: str,
+    *,
+    peer: str,
+    unit: str,
+    aim: float,
+    ours: Run,
+    theirs: Run | Mapping[str, Run],
+    work: float | None,
+    check: Callable[[Any, Any], None],
+    samples: int = 5,
+    before: Callable[[], None] = _nothing,
+) -> dict[str, Any]:
+    """The printed line as a dict: medians of ``samples`` alternating runs; odd runs start with us.
+
+    All samples and the peer's chosen variant go to standard error.
+    """
+    variants = theirs if isinstance(theirs, Mapping) else {"": theirs}
+    before()
+    mine = ours()
+    for run in variants.values():
+        before()
+        check(mine, run())
+    label = min(variants, key=lambda v: _seconds(variants[v], before))
+    peer_run = variants[label]
+
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for i in range(samples):
+        order = [("ours", ours), ("theirs", peer_run)]
+        for side, run in order if i % 2 == 0 else reversed(order):
+            seconds[side].append(_seconds(run, before))
+    samples_of = {
+        side: [work / s if work is not None else s for s in values]
+        for side, values in seconds.items()
+    }
+    mid = {side: statistics.median(values) for side, values in samples_of.items()}
+    better = mid["ours"] / mid["theirs"] if work is not None else mid["theirs"] / mid["ours"]
+    line = {
+        "benchmark": name, "peer": peer, "unit": unit, "ours": _short(mid["ours"]),
+        "theirs": _short(mid["theirs"]), "ratio": round(better, 3), "aim": aim,
+    }  # fmt: skip
+    detail = {"benchmark": name, "variant": label} | {
+        side: [_short(v) for v in values] for side, values in samples_of.items()
+    }
+    print(json.dumps(detail), file=sys.stderr, flush=True)
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def _short(value: float) -> float:
+    """Four significant digits: more would be noise."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,19 @@
+"""Prefect over DVC: when to run, what to see, which limits. What to run is DVC's to know.
+
+Read in this order:
+
+* ``dvc.py``    all that is asked of DVC, and the only module that asks
+* ``build.py``  the flow: DVC's graph as tasks, one process per stage that changed
+* ``ui.py``     the Prefect server on this machine, with or without its pages
+* ``report.py`` tables and pages from what the stages wrote; pure
+
+Settings are in ``prefect.toml``. Nothing here computes a result, and no stage knows of it.
+"""
+
+import os
+from pathlib import Path
+
+for _switch in ("DO_NOT_TRACK", "DVC_NO_ANALYTICS"):
+    os.environ.setdefault(_switch, "1")
+if Path("prefect.toml").is_file():
+    Path(".quarry").mkdir(exist_ok=True)  # Prefect makes the last folder of its home only

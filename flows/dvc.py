@@ -1,0 +1,402 @@
+"""All that the flows ask of DVC: its graph, what changed, one stage made, its cache checked.
+
+Questions go to DVC's Python API, from the main thread only (a ``Repo`` is not thread-safe).
+Work is the ``dvc`` command, a process group per stage. Stages run side by side because DVC gives
+its lock back while a stage's command runs; that needs ``--wait-for-lock`` and ``--single-item``.
+
+``python -m flows.dvc verify`` hashes the cache. DVC does not: a checkout delivers a damaged entry
+and the status still says that all is up to date.
+"""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pty
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import networkx as nx
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from tqdm import tqdm
+
+from stages.errors import QuarryError
+
+UNCHANGED, RESTORED, COMPLETED = "Unchanged", "Restored", "Completed"
+GRACE_SECONDS = 10  # from SIGTERM to SIGKILL
+TICK_SECONDS = 0.2  # how late a stop may be seen
+TAIL_LINES = 20  # of the log, in the message of a failed stage
+
+# DVC's own words, before the stage can say anything; tests/flows/test_dvc.py pins them.
+_SAYS = {
+    "Stage '{}' didn't change, skipping": UNCHANGED,
+    "Stage '{}' is cached - skipping run, checking out outputs": RESTORED,
+    "Running stage '{}':": COMPLETED,
+}
+_ADVICE = (
+    "To track the changes with git, run:", "\tgit add ", "To enable auto staging, run:",
+    "\tdvc config core.autostage true", "Use `dvc push` to send your updates",
+    "Data and pipelines are up to date.", "Updating lock file", "Generating lock file",
+)  # fmt: skip
+_BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
+_NETWORK = re.compile(
+    r"Temporary failure in name resolution|Name or service not known|Network is unreachable"
+    r"|Connection (reset|refused|timed out|aborted)|(Connect|Read)Timeout|ConnectionError"
+    r"|Cannot connect to host|failed to connect to"
+)
+# A progress bar, or DVC's mark for one to come. Bars below bars end lines to get there.
+_BAR = re.compile(r".*\[\d+:\d+(<[^\]]*)?, [^\]]*\]$|!$")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Stage(NamedTuple):
+    """A node of DVC's graph."""
+
+    name: str  # DVC's address: "serve@bm25-semanlink"
+    upstream: tuple[str, ...]  # the stages whose outputs it reads
+    reads: tuple[str, ...]  # paths of its deps
+    writes: tuple[str, ...]  # paths of its outs
+
+
+class StageFailed(QuarryError):
+    """The stage's process failed; the message ends with the last lines of its log."""
+
+
+class StageBusy(StageFailed):
+    """A lock was held or the network failed: the same command may succeed a little later."""
+
+
+class StageStopped(QuarryError):
+    """The stage was stopped by ``stop``; nothing of its process group is left."""
+
+
+@contextlib.contextmanager
+def _repo() -> Iterator[Repo]:
+    """The project's ``Repo``, waiting for DVC's lock; DVC's errors become ours."""
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("DVC's Python API is for the main thread only")
+    try:
+        with contextlib.closing(Repo(_wait_for_lock=True)) as repo:
+            yield repo
+    except DvcException as e:
+        causes = [str(e)]
+        while e.__cause__ is not None:
+            e = e.__cause__
+            causes.append(str(e))
+        raise QuarryError("dvc: " + ": ".join(dict.fromkeys(causes))) from e
+
+
+def _nodes(repo: Repo, targets: Sequence[str]) -> tuple[nx.DiGraph, list[Any]]:
+    """DVC's graph (edges point upstream) and the wanted stages in it, upstream first.
+
+    No targets means every stage of the root ``dvc.yaml``, as for ``dvc repro``: what is in other
+    folders (studies) is made only when it is named.
+    """
+    whole = repo.index.graph
+    ends = [stage for target in targets or ["dvc.yaml"] for stage in repo.stage.collect(target)]
+    wanted = set(ends).union(*(nx.descendants(whole, stage) for stage in ends))
+    position = {stage.addressing: at for at, stage in enumerate(repo.index.stages)}
+    order = nx.lexicographical_topological_sort(
+        whole.subgraph(wanted).reverse(), key=lambda stage: position[stage.addressing]
+    )
+    return whole, list(order)
+
+
+def graph(targets: Sequence[str] = ()) -> dict[str, Stage]:
+    """The targets (default: the root ``dvc.yaml``) and all they depend on, upstream first.
+
+    A target is what ``dvc repro`` takes: ``serve@rag-mine``, ``serve``, ``studies/dvc.yaml``.
+    """
+    with _repo() as repo:
+        whole, order = _nodes(repo, targets)
+        position = {stage.addressing: at for at, stage in enumerate(order)}
+        return {
+            stage.addressing: Stage(
+                stage.addressing,
+                tuple(sorted((s.addressing for s in whole.successors(stage)), key=position.get)),
+                tuple(str(dep.def_path) for dep in stage.deps),
+                tuple(str(out.def_path) for out in stage.outs),
+            )
+            for stage in order
+        }
+
+
+def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """What changed, by stage, as in ``dvc status --json``; unchanged stages are not in it.
+
+    It looks at what lies there now: a stage whose upstream will be made anew may change later.
+    """
+    with _repo() as repo:
+        _, order = _nodes(repo, targets)
+        found: dict[str, list[Any]] = {}
+        with repo.lock:
+            for stage in order:
+                found.update(stage.status(check_updates=True))
+        return found
+
+
+def command(name: str, *, force: bool = False) -> list[str]:
+    """The command that makes one stage, whatever its upstream."""
+    argv = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+    return [*argv, *(["--force"] if force else []), name]
+
+
+def repro(
+    name: str,
+    *,
+    force: bool = False,
+    env: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+    on_line: Callable[[str], None] = print,
+    on_progress: Callable[[str], None] = lambda bar: None,
+    grace: float = GRACE_SECONDS,
+) -> str:
+    """Make one stage in a process group of its own: ``Unchanged``, ``Restored`` or ``Completed``.
+
+    ``on_line`` gets every line of the log as it comes, ``on_progress`` every redraw of a progress
+    bar: the process's standard error is a terminal, so bars are drawn. When ``stop`` is set, or
+    an exception leaves this function, the whole group gets SIGTERM, and SIGKILL after ``grace``.
+
+    Raises:
+        StageFailed: with the end of the log; StageBusy where trying again makes sense.
+        StageStopped: ``stop`` was set.
+    """
+    outcome: str | None = None
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    said = {text.format(name): word for text, word in _SAYS.items()}
+
+    def take(line: str) -> None:
+        nonlocal outcome
+        if outcome is None:
+            outcome = said.get(line)
+        if line.strip() and not line.startswith(_ADVICE):
+            tail.append(line)
+            on_line(line)
+
+    terminal, side = pty.openpty()
+    termios.tcsetwinsize(side, (24, 100))
+    try:
+        process = subprocess.Popen(
+            command(name, force=force), env=_environment(env), start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=side,
+        )  # fmt: skip
+    except BaseException:
+        os.close(terminal)
+        raise
+    finally:
+        os.close(side)
+    with contextlib.closing(_Terminal(terminal)) as errors, process:
+        try:
+            for stream, text, ended in _read(process, errors):
+                if stop is not None and stop.is_set():
+                    raise StageStopped(f"{name} was stopped; dvc repro {name} makes it again.")
+                is_bar = stream is errors and (not ended or _BAR.match(text))
+                if is_bar:
+                    on_progress(text)
+                if ended and (not is_bar or "100%" in text):
+                    take(text)
+        finally:
+            end_group(process, grace)
+    if process.returncode:
+        end = "\n".join(f"  {line}" for line in tail)
+        kind = StageBusy if _BUSY.search(end) or _NETWORK.search(end) else StageFailed
+        raise kind(
+            f"{name} failed with exit status {process.returncode}. It alone: "
+            f"dvc repro --single-item {name}. The end of its log:\n{end}"
+        )
+    return outcome or COMPLETED  # a DVC with other words: when in doubt, it ran
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    """This process's environment, with its own python first on the path and no output held back."""
+    here = str(Path(sys.executable).parent)
+    path = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(extra or {})}
+
+
+class _Terminal:
+    """The reading side of a pseudo-terminal, with the part of a file's interface needed here."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _read(
+    process: subprocess.Popen[bytes], errors: _Terminal
+) -> Iterator[tuple[IO[bytes] | _Terminal, str, bool]]:
+    """(stream, text, whether the line has ended) until the process has ended, at least 5 a second.
+
+    Text that has not ended is the latest state of a line that is redrawn: a progress bar.
+    """
+    rests: dict[IO[bytes] | _Terminal, bytes] = {process.stdout: b"", errors: b""}
+    with selectors.DefaultSelector() as selector:
+        for stream in rests:
+            selector.register(stream, selectors.EVENT_READ)
+        while True:
+            gone = process.poll() is not None  # asked first: what it wrote is read to the end
+            ready = selector.select(TICK_SECONDS) if selector.get_map() else []
+            if not ready:
+                if gone:
+                    break
+                if not selector.get_map():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(TICK_SECONDS)
+                yield errors, "", False
+            for key, _ in ready:
+                stream = key.fileobj
+                block = _block(stream.fileno())
+                if not block:
+                    selector.unregister(stream)
+                *lines, rest = (rests[stream] + block).split(b"\n")
+                for line in lines:
+                    yield stream, _shown(line), True
+                if rest:
+                    yield stream, _shown(rest), False
+                rests[stream] = rest[max(0, rest.rstrip(b"\r").rfind(b"\r")) :]
+    for stream, rest in rests.items():
+        if rest:
+            yield stream, _shown(rest), True
+
+
+def _block(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError as e:
+        if e.errno == errno.EIO:  # how a pseudo-terminal says that its other side is closed
+            return b""
+        raise
+
+
+def _shown(line: bytes) -> str:
+    """What a terminal shows of a line: what was written after the last return to its start."""
+    return _ESCAPES.sub("", line.decode("utf-8", errors="replace")).rstrip("\r").split("\r")[-1]
+
+
+def end_group(process: subprocess.Popen[bytes], grace: float) -> None:
+    """End what is left of the process's group: SIGTERM first, SIGKILL after ``grace`` seconds."""
+    for sent, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 2.0)):
+        if not _signal_group(process, sent):
+            break
+        deadline = time.monotonic() + seconds
+        while _signal_group(process, 0) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], sent: int) -> bool:
+    """False if the group is empty."""
+    process.poll()  # reaps it: a zombie still counts as a member
+    try:
+        os.killpg(process.pid, sent)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+_COLOURS = {
+    UNCHANGED: "fill:#eceff1,color:#546e7a", RESTORED: "fill:#e3f2fd,color:#0d47a1",
+    COMPLETED: "fill:#e8f5e9,color:#1b5e20", "Failed": "fill:#ffebee,color:#b71c1c",
+}  # fmt: skip
+
+
+def mermaid(stages: Mapping[str, Stage], outcomes: Mapping[str, str] | None = None) -> str:
+    """The graph as a mermaid flow chart, coloured by outcome where there is one."""
+    ids = {name: f"s{at}" for at, name in enumerate(stages)}
+    outcomes = outcomes or {}
+    lines = ["flowchart LR"]
+    for name, node in ids.items():
+        colour = f":::{outcomes[name]}" if outcomes.get(name) in _COLOURS else ""
+        lines.append(f'  {node}["{name}"]{colour}')
+    lines += [f"  {ids[u]} --> {ids[s.name]}" for s in stages.values() for u in s.upstream]
+    lines += [f"  classDef {word} {_COLOURS[word]}" for word in sorted(_COLOURS.keys() & {*outcomes.values()})]
+    return "\n".join(lines) + "\n"
+
+
+class Damaged(NamedTuple):
+    """A cache entry whose bytes are not what its name says; it has been removed."""
+
+    output: str  # the output that it belongs to
+    entry: Path
+
+
+def verify() -> list[Damaged]:
+    """Hash every cache entry that the lock files name; remove the damaged ones and name them.
+
+    A workspace file that is a hard link to a damaged entry is removed with it: it is the same
+    bytes. The next ``dvc repro`` restores or makes what is gone. An entry that is not in the cache
+    (never pulled, or not cached by choice) is not damaged.
+    """
+    with _repo() as repo:
+        cache = repo.cache.local
+        entries = {
+            Path(cache.oid_to_path(oid)): (oid, out.def_path, Path(out.fs_path) / inside)
+            for out in repo.index.outs
+            if out.hash_info and out.hash_info.name == "md5" and out.use_cache
+            for oid, inside in _objects(cache, out.hash_info.value)
+        }
+        there = {path: named for path, named in entries.items() if path.is_file()}
+        damaged = []
+        total = sum(path.stat().st_size for path in there)
+        with tqdm(total=total, unit="B", unit_scale=True, disable=None, delay=2) as bar:
+            for path, (oid, output, copy) in there.items():
+                bar.update(path.stat().st_size)
+                with path.open("rb") as f:
+                    found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False))
+                if found.hexdigest() != oid.removesuffix(".dir"):
+                    damaged.append(Damaged(str(output), path))
+                    if copy.is_file() and copy.samefile(path):
+                        copy.unlink()
+                    path.unlink()
+        return damaged
+
+
+def _objects(cache: Any, oid: str) -> Iterator[tuple[str, str]]:
+    """(object id, path inside the output) of an output: itself, and a folder's files."""
+    yield oid, ""
+    listing = Path(cache.oid_to_path(oid))
+    if oid.endswith(".dir") and listing.is_file():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: its own hash says so
+            for file in json.loads(listing.read_bytes()):
+                yield file["md5"], file["relpath"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``verify``: exit status 1 if entries were damaged (they are removed), else 0."""
+    p = argparse.ArgumentParser(prog="python -m flows.dvc", description=verify.__doc__)
+    p.add_argument("do", choices=["verify"])
+    p.parse_args(argv)
+    try:
+        damaged = verify()
+    except QuarryError as e:
+        print(f"quarry: {e}", file=sys.stderr)
+        return 2
+    for entry in damaged:
+        print(f"damaged, removed: {entry.entry} (of {entry.output})")
+    if damaged:
+        print(f"{len(damaged)} removed. Restore or rebuild them with: dvc pull, or dvc repro")
+    else:
+        print("cache: every entry of the lock files is what its name says")
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The words between a strategy and the loop engine: what a question asks for, and its end.
+
+A strategy is a generator function: it yields an effect, or a list of effects that may run side
+by side, and is sent the result, or the list of results in the same order. It returns an
+``Outcome``. Straight-line code for one question; ``stages.loop`` batches all of them::
+
+    def rag(question):
+        hits = yield Search(question.text, 3)
+        reply = yield LLM(Request(prompt(question, hits), max_tokens=16))
+        return Outcome(reply.text, docids=[h.docid for h in hits])
+
+A strategy draws no random number and reads no clock: sampling is the engine's (``LLM``).
+"""
+
+import json
+from collections.abc import Generator as Coroutine
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from stages.types import Generation, Hit, Request, Role
+
+TIE = 1e-4  # log-probabilities differ by up to 2e-5 between batch shapes
+
+
+class Question(NamedTuple):
+    """What is asked; with ``options``, one of them is the answer."""
+
+    qid: str
+    text: str
+    options: Sequence[str] = ()
+
+
+class LLM(NamedTuple):
+    """Result: a ``Generation``.
+
+    Where the temperature is above 0 the engine sets the seed, from the run's seed, the
+    question's id and the effect's number: the text is the same alone and in any batch.
+    """
+
+    request: Request
+
+
+class Choice(NamedTuple):
+    """Result: the index (int) of the likeliest option; within ``TIE`` of it, the smallest."""
+
+    prompt: str
+    options: Sequence[str]
+
+
+class Search(NamedTuple):
+    """Result: up to k ``Hit``\\ s, best first.
+
+    ``passage`` hits are what a reader is shown and count as the question's docs; ``document``
+    hits are parents, from as many passages as that takes: the ranking that is measured.
+    """
+
+    query: str
+    k: int
+    unit: Literal["passage", "document"] = "passage"
+
+
+class Encode(NamedTuple):
+    """Result: an (n, d) float32 array of unit vectors."""
+
+    texts: Sequence[str]
+    role: Role = "query"
+
+
+class Score(NamedTuple):
+    """Result: an (n,) float32 array, one relevance per (query, passage) pair."""
+
+    pairs: Sequence[tuple[str, str]]
+
+
+class Hint(NamedTuple):
+    """Result: None. A guess of a later query for a prefetching layer; it changes no result.
+
+    It has no number, is not logged and costs no tick.
+    """
+
+    query: str
+
+
+Effect = LLM | Choice | Search | Encode | Score | Hint
+KINDS: tuple[type, ...] = (LLM, Choice, Search, Encode, Score)  # the order within a tick
+
+
+class Outcome(NamedTuple):
+    """How a question ended: ``hits`` are its run (documents), ``docids`` the passages read."""
+
+    answer: str = ""
+    memory: str = ""  # the note, the chain, the draft: what the method kept, as text
+    docids: Sequence[str] = ()
+    hits: Sequence[Hit] = ()
+    stop_reason: str = "fixed"  # judge, answer_marker, empty_gen, fails, converged, no_query ...
+
+
+Steps = Coroutine[Effect | list[Effect], Any, Outcome]
+
+
+class BudgetSpent(Exception):
+    """Thrown into a strategy at the yield that would exceed a limit.
+
+    Uncaught, it ends the question. A strategy may catch it once per limit, to answer from what
+    it has; either way the question's stop reason is ``budget_<limit>``.
+    """
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+def pick(logps: Sequence[float]) -> int:
+    """The index of the largest log-probability; among those within ``TIE`` of it, the first."""
+    best = max(logps)
+    return next(i for i, logp in enumerate(logps) if logp > best - TIE)
+
+
+def dumps(value: Any) -> str:
+    """Canonical JSON on one line."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=float)
+
+
+def write_request(effect: Effect) -> str:
+    """What was asked, as JSON."""
+    fields = effect.request if isinstance(effect, LLM) else effect
+    return dumps(fields._asdict())
+
+
+def write_result(effect: Effect, value: Any) -> str:
+    """What came back, as JSON; of a choice the index alone, never a log-probability."""
+    match effect:
+        case LLM():
+            return dumps(value._asdict())
+        case Encode() | Score():
+            return dumps(value.tolist())
+    return dumps(value)
+
+
+def read_result(effect: Effect, text: str) -> Any:
+    """The value that ``write_result`` wrote; float32 and float64 come back bit for bit."""
+    value = json.loads(text)
+    match effect:
+        case LLM():
+            return Generation(**value)
+        case Search():
+            return [Hit(*hit) for hit in value]
+        case Encode() | Score():
+            return np.array(value, dtype=np.float32)
+    return value

@@ -1,0 +1,367 @@
+"""A language model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a service.
+
+The same ``Generator`` as the local one, spoken over ``/v1/completions``. Requests go out side
+by side, at most ``AT_ONCE``, and the server schedules them. What it cannot do now (connection
+refused, 429, 5xx, no answer in time) is tried again with growing pauses; what it will never do
+is an error at once. Texts are the server's: that they do not change with its load is its promise
+to make, not ours.
+
+Log-probabilities of a given text come by whichever way the server has: ``echo`` (vLLM, SGLang)
+scores all tokens in one request; llama.cpp has no echo, but names the probabilities of the next
+token with their ids, so that its texts are scored token by token. Both need ``/tokenize``.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from stages.errors import QuarryError
+from stages.models import read_training
+from stages.types import Finish, Generation, Inbox, LogProb, Request, TokenEvent
+
+AT_ONCE = 16  # requests under way
+TRIES = 5
+PAUSE = 0.5  # seconds before the second try; doubles with every one
+LONGEST_PAUSE = 30.0  # also for what the server asks for by Retry-After
+TIMEOUT = httpx.Timeout(300.0, connect=5.0)  # seconds; reading waits for a whole generation
+AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+TOP, ALL = 100, 1_000_000  # next tokens to ask for: the likely ones first, then the vocabulary
+IDLE = 0.005  # seconds between two looks into an inbox when nothing comes
+
+T = TypeVar("T")
+
+
+class EndpointGenerator:
+    """``stages.types.Generator`` over HTTP."""
+
+    def __init__(self, folder: Path) -> None:
+        self.fingerprint: str = read_training(folder, "generator")["fingerprint"]
+        said = json.loads((folder / "endpoint.json").read_text(encoding="utf-8"))
+        self.base_url, self.model = said["base_url"].rstrip("/"), said["model"]
+        headers = {}
+        if variable := said["api_key_env"]:
+            if not os.environ.get(variable):
+                raise QuarryError(
+                    f"{folder}: the key of {self.base_url} is read from the environment variable "
+                    f"{variable}, which is not set. Set it, or correct api_key_env."
+                )
+            headers["Authorization"] = f"Bearer {os.environ[variable]}"
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        self._client = httpx.Client(headers=headers, timeout=TIMEOUT, limits=limits)
+        self.calls = self.prompts = self.tokens = 0  # batch calls, prompts in them, tokens paid for
+
+    @cached_property
+    def context(self) -> int | None:
+        """The server's limit on prompt and completion together; None where it does not tell."""
+        listed = self._get("/models").get("data") or [{}]
+        entry = next((m for m in listed if m.get("id") == self.model), listed[0])
+        return entry.get("max_model_len") or (entry.get("meta") or {}).get("n_ctx")
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, without what the model adds around a prompt."""
+        return self._each(self._count, texts)
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """One generation per request, in order.
+
+        Raises:
+            QuarryError: the server is down, or refuses a request.
+        """
+        self._tally(len(requests))
+        return self._each(self._generate, requests)
+
+    def logprobs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[LogProb]:
+        """log p(completions[i] | prompts[i]); the two are tokenised separately.
+
+        Raises:
+            QuarryError: also if the server has no way to score a given text.
+        """
+        pairs = list(zip(prompts, completions, strict=True))
+        self._tally(len(pairs))
+        texts = list(dict.fromkeys([(p, True) for p, _ in pairs] + [(c, False) for _, c in pairs]))
+        ids = dict(zip(texts, self._each(lambda t: self._tokenise(*t), texts), strict=True))
+        known: dict[tuple[int, ...], dict[int, float]] = {}
+
+        def score(pair: tuple[str, str]) -> LogProb:
+            prompt, completion = ids[pair[0], True], ids[pair[1], False]
+            return LogProb(self._score(prompt, completion, known), len(completion))
+
+        return self._each(score, pairs)
+
+    def choose(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The log-probability of each option, per prompt."""
+        flat = [(p, o) for p, os in zip(prompts, options, strict=True) for o in os]
+        logps = iter(self.logprobs([p for p, _ in flat], [o for _, o in flat]))
+        return [[next(logps).total for _ in os] for os in options]
+
+    def stream(self, inbox: Inbox) -> Iterator[TokenEvent]:
+        """Events of all running requests, as the server sends them.
+
+        A cancelled request's connection is closed, at which servers stop generating. Several
+        tokens may come in one event.
+        """
+        said: queue.SimpleQueue[tuple[str, str | Generation | Exception]] = queue.SimpleQueue()
+        texts: dict[str, list[str]] = {}
+        asked: dict[str, Request] = {}
+        stops: dict[str, threading.Event] = {}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                while True:
+                    last = inbox.closed()  # asked before admit
+                    for name in inbox.cancelled():
+                        if name in stops:
+                            stops.pop(name).set()
+                            yield TokenEvent(name, "", self._cut(asked[name], texts[name]))
+                    if (room := AT_ONCE - len(stops)) > 0:
+                        for name, request in inbox.admit(room):
+                            self.prompts += 1
+                            asked[name], texts[name] = request, []
+                            stops[name] = threading.Event()
+                            pool.submit(self._listen, name, request, stops[name], said.put)
+                    if last and not stops:
+                        return
+                    try:
+                        name, what = said.get(timeout=IDLE)
+                    except queue.Empty:
+                        continue
+                    if isinstance(what, Exception):
+                        raise what
+                    if name not in stops:
+                        continue  # it was cancelled
+                    if isinstance(what, str):
+                        texts[name].append(what)
+                        yield TokenEvent(name, what, None)
+                    else:
+                        del stops[name]
+                        yield TokenEvent(name, "", what)
+            finally:
+                for stop in stops.values():
+                    stop.set()
+
+    def _tally(self, prompts: int) -> None:
+        self.calls += bool(prompts)
+        self.prompts += prompts
+
+    def _each(self, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+        """``work`` on every item, side by side; the first error stops what has not begun."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            futures = [pool.submit(work, item) for item in items]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _generate(self, request: Request) -> Generation:
+        if request.max_tokens == 0:  # some servers make one token of it
+            return Generation("", self._count(request.prompt), 0, "length")
+        answer = self._post("/completions", self._body(request))
+        try:
+            choice, usage = answer["choices"][0], answer["usage"]
+            return self._generation(request, choice["text"], choice, usage)
+        except (KeyError, IndexError) as e:
+            raise QuarryError(
+                f"{self._where}: its answer lacks {e}; it has {sorted(answer)}."
+            ) from e
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "prompt": request.prompt,
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+        }
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.temperature > 0:  # the plain nucleus: servers cut further by default
+            body |= {"top_p": request.top_p, "top_k": -1, "min_p": 0.0}
+            body["seed"] = request.seed % 2**31
+        return body
+
+    def _generation(
+        self, request: Request, text: str, choice: dict[str, Any], usage: dict[str, int]
+    ) -> Generation:
+        """What came; ``stop`` and ``eos`` are told apart as far as the server does (vLLM)."""
+        reason = choice.get("finish_reason")
+        finish: Finish = "length" if reason == "length" else "stop" if request.stop else "eos"
+        if finish == "stop" and "stop_reason" in choice:
+            finish = "stop" if isinstance(choice["stop_reason"], str) else "eos"
+        self.tokens += usage["total_tokens"]
+        return Generation(text, usage["prompt_tokens"], usage["completion_tokens"], finish)
+
+    def _cut(self, request: Request, said: list[str]) -> Generation:
+        text = "".join(said)
+        tokens_in, tokens_out = self._count(request.prompt), self._count(text)
+        return Generation(text, tokens_in, tokens_out, "cancelled")
+
+    def _listen(
+        self, name: str, request: Request, stop: threading.Event,
+        put: Callable[[tuple[str, str | Generation | Exception]], None],
+    ) -> None:  # fmt: skip
+        """Put every piece of a streamed answer, and at its end the whole."""
+        try:
+            if request.max_tokens == 0:
+                put((name, self._generate(request)))
+                return
+            body = self._body(request) | {"model": self.model, "stream": True}
+            body["stream_options"] = {"include_usage": True}
+            pieces, choice, usage = [], {}, None
+            url = f"{self.base_url}/completions"
+            with contextlib.closing(self._ask("POST", url, body, stream=True)) as response:
+                for line in response.iter_lines():
+                    if stop.is_set():
+                        return
+                    if not line.startswith("data:") or line.endswith("[DONE]"):
+                        continue
+                    part = json.loads(line.removeprefix("data:"))
+                    if "error" in part:
+                        raise QuarryError(f"{self._where}: stopped in the middle: {part['error']}")
+                    usage = part.get("usage") or usage
+                    for piece in part["choices"]:
+                        choice = piece if piece.get("finish_reason") else choice
+                        if piece["text"]:
+                            pieces.append(piece["text"])
+                            put((name, piece["text"]))
+            if usage is None:
+                raise QuarryError(f"{self._where}: the stream ended before its usage was told.")
+            put((name, self._generation(request, "".join(pieces), choice, usage)))
+        except httpx.TransportError as e:
+            put((name, QuarryError(f"{self._where}: broke off in the middle of a text: {e!r}.")))
+        except Exception as e:  # the reader of the queue raises it
+            put((name, e))
+
+    def _count(self, text: str) -> int:
+        if self._tokenises:
+            return len(self._tokenise(text, special=False))
+        body = {"prompt": text, "max_tokens": 1, "temperature": 0.0}
+        return self._post("/completions", body)["usage"]["prompt_tokens"]
+
+    @cached_property
+    def _tokenises(self) -> bool:
+        """Whether the server shows its tokens; one that does not is asked what a text costs."""
+        try:
+            self._tokenise("one", special=False)
+        except _Refused as e:
+            if e.status in {404, 405}:
+                return False
+            raise
+        return True
+
+    def _tokenise(self, text: str, special: bool) -> list[int]:
+        """Token ids, by the route that vLLM, SGLang and llama.cpp have beside ``/v1``."""
+        url = self.base_url.removesuffix("/v1") + "/tokenize"
+        body = {
+            "model": self.model, "prompt": text, "content": text,
+            "add_special_tokens": special, "add_special": special,
+        }  # fmt: skip
+        return self._read(self._ask("POST", url, body))["tokens"]
+
+    def _score(
+        self, prompt: list[int], completion: list[int], known: dict[tuple[int, ...], dict]
+    ) -> float:
+        """log p of the completion's tokens; ``known`` keeps next-token tables between options."""
+        if not completion:
+            return 0.0
+        if not prompt:
+            raise QuarryError(f"{self._where}: a text after an empty prompt cannot be scored.")
+        if self._echoes:
+            told = self._echo(prompt + completion)
+            return sum(told[len(prompt) : len(prompt) + len(completion)])
+        total = 0.0
+        for i, token in enumerate(completion):
+            before = tuple(prompt + completion[:i])
+            if token not in known.get(before, {}):
+                known[before] = self._next(before, TOP)
+            if token not in known[before]:
+                known[before] = self._next(before, ALL)
+            total += known[before][token]
+        return total
+
+    @cached_property
+    def _echoes(self) -> bool:
+        """Whether the server scores a prompt's own tokens."""
+        return self._echo(self._tokenise("one two three", special=True)) is not None
+
+    def _echo(self, ids: list[int]) -> list[float] | None:
+        """The log-probability of every token given those before it (the first has none)."""
+        body = {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
+        answer = self._post("/completions", body)
+        told = (answer["choices"][0].get("logprobs") or {}).get("token_logprobs")
+        return told if told is not None and len(told) >= len(ids) else None
+
+    def _next(self, ids: Sequence[int], n: int) -> dict[int, float]:
+        """Log-probabilities of the n likeliest next tokens, by id."""
+        body = {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "logprobs": n}
+        answer = self._post("/completions", body)
+        told = (answer["choices"][0].get("logprobs") or {}).get("content")
+        if not told or "id" not in (told[0].get("top_logprobs") or [{}])[0]:
+            raise QuarryError(
+                f"{self._where}: gives no log-probabilities for a given text, neither by echo (as "
+                f"vLLM and SGLang) nor by token id (as llama.cpp). Use another server, or a "
+                f"strategy that only generates."
+            )
+        return {top["id"]: top["logprob"] for top in told[0]["top_logprobs"]}
+
+    @property
+    def _where(self) -> str:
+        return f"generator '{self.model}' at {self.base_url}"
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._read(self._ask("GET", self.base_url + path, None))
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._read(self._ask("POST", self.base_url + path, {"model": self.model, **body}))
+
+    def _read(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            return response.json()
+        except ValueError:
+            raise QuarryError(
+                f"{self._where}: answered something that is not JSON: {response.text[:80]!r}. "
+                f"Is base_url the address of an OpenAI-compatible server, up to /v1?"
+            ) from None
+
+    def _ask(
+        self, method: str, url: str, body: dict[str, Any] | None, *, stream: bool = False
+    ) -> httpx.Response:
+        """A good answer, read whole unless it is a stream; after ``TRIES`` failures an error."""
+        problem, pause = "", 0.0
+        for attempt in range(TRIES):
+            time.sleep(pause)
+            pause = min(PAUSE * 2**attempt, LONGEST_PAUSE)
+            request = self._client.build_request(method, url, json=body)
+            try:
+                response = self._client.send(request, stream=True)
+                if response.is_error or not stream:
+                    response.read()
+            except httpx.TransportError as e:
+                problem = f"{type(e).__name__} ({e})"
+                continue
+            if response.is_success:
+                return response
+            problem = f"HTTP {response.status_code}: {response.text[:300]}"
+            if response.status_code not in AGAIN:
+                raise _Refused(f"{self._where}: refused a request. {problem}", response.status_code)
+            asked = response.headers.get("retry-after", "")
+            pause = min(float(asked), LONGEST_PAUSE) if asked.isdigit() else pause
+        raise QuarryError(
+            f"{self._where}: no answer in {TRIES} tries; at last {problem}. Start the server "
+            f"(make llm starts one here), or correct base_url in params.yaml."
+        )
+
+
+class _Refused(QuarryError):
+    """The server will not answer this, however often it is asked."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status

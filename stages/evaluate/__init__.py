@@ -1,0 +1,14 @@
+"""Evaluation: how good each system is, how sure that is, and what it costs.
+
+Read in this order: ``ranking.py`` (nDCG, R, RR, AP, P, Success as in trec_eval),
+``answering.py`` (EM, F1, item recall, support recall), ``statistics.py`` (bootstrap intervals,
+paired tests, Holm), then the suites, each with ``evaluate(collection, systems, ...)`` and its
+``Params``:
+
+- ``standard.py``  every system of a corpus on one split, against a baseline
+
+``__main__.py`` is the shell: it reads the corpus, the runs of ``serve`` and ``fuse``, and
+writes metrics, values per query, comparisons and the rows of the plots.
+"""
+
+SUITES = {"standard": "standard"}

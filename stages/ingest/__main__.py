@@ -1,0 +1,49 @@
+"""The shell of ingestion: an entry's source is read and its tables are written."""
+
+import time
+from pathlib import Path
+
+from stages import ingest
+from stages.errors import QuarryError
+from stages.ingest import SOURCES
+from stages.params import choose, load
+from stages.shell import Task, method, run, write_json
+
+
+def make(task: Task, out: Path) -> dict[str, float]:
+    """Fill ``out`` with the tables; what was reused and how fast it went are measurements."""
+    from stages.ingest.corpus import build_corpus
+    from stages.records import RecordStore
+    from stages.tables import write_table
+
+    name = choose("ingest", task.entry, "source", SOURCES, study=task.study)
+    source = method("stages.ingest", name)
+    params = load(source.Params, "ingest", task.entry, study=task.study)
+    path = Path(params.path)
+    if not path.exists():
+        raise QuarryError(
+            f"ingest.{task.entry}.path: {path} is not there. Name a file or folder, relative to "
+            f"the project's root."
+        )
+    start = time.perf_counter()
+    with RecordStore() as store:
+        corpus = build_corpus(
+            source.read(path, params, store), where=f"ingest.{task.entry} ({path})",
+            chunking=params.chunk.model_dump(), deduping=params.dedup.model_dump(),
+            max_chars=params.max_chars, keep_empty=params.keep_empty,
+            quarantine_max=params.quarantine_max, store=store,
+        )  # fmt: skip
+        reused, computed = store.hits, store.misses
+    seconds = time.perf_counter() - start
+    for kind, table in corpus.tables.items():
+        write_table(table, out, kind)
+    write_json(out / "stats.json", corpus.stats)
+    passages = corpus.tables["passages"].num_rows
+    return {
+        "records_reused": reused, "records_computed": computed, "passages": passages,
+        "passages_per_s": round(passages / seconds, 1),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    run("ingest", ingest.__doc__ or "", make)

@@ -1,0 +1,248 @@
+"""A folder of documents: text, Markdown, HTML and PDF, read recursively.
+
+A document's id is its path in the folder. HTML gives its main text (trafilatura: Barbaresi, ACL
+2021), PDF its text layer (pypdf) without running heads and with words joined that a line's end
+had parted; ``meta.pages`` says at which character each page begins. Both are slow and depend on
+the bytes alone, so they go through the record store. Other kinds of files are counted under
+``ignored`` in stats.json. Encodings are found (mark, declaration, UTF-8, detection) and never
+forced: what fits none is set aside.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import charset_normalizer
+from pydantic import Field
+
+from stages.digest import digest, file_digest
+from stages.ingest.chunk import ChunkParams
+from stages.ingest.lines import canonical_json
+from stages.ingest.source import (
+    RAW_BYTES,
+    BadRow,
+    Raw,
+    Reject,
+    Source,
+    SourceParams,
+    reject,
+)  # fmt: skip
+from stages.records import RecordStore
+from stages.text import canonicalise
+
+VERSION = "1"  # part of the record keys of extracted texts
+BATCH = 16  # files extracted between two writes to the record store
+CHARS_PER_PAGE = 20  # a PDF with fewer has no text layer worth the name
+EDGE_LINES = 2  # at the top and at the foot of a page, where running heads are
+
+logging.getLogger("pypdf").setLevel(logging.ERROR)
+logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
+
+
+class Params(SourceParams):
+    """An entry with ``source: files``; ``path`` is the folder."""
+
+    chunk: ChunkParams = ChunkParams(mode="cdc")
+    max_bytes: int = Field(67_108_864, gt=0)  # larger files are set aside: oversize
+
+
+class Extract(NamedTuple):
+    """What a file says."""
+
+    title: str  # "" where the file names none
+    text: str
+    meta: dict
+
+
+def read(path: Path, params: Params, store: RecordStore) -> Source:
+    """The files below ``path`` in the order of their names; hidden ones are left out."""
+    files = [path] if path.is_file() else sorted(
+        p for p in path.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
+    )  # fmt: skip
+    root = path.parent if path.is_file() else path
+    known = [p for p in files if p.suffix.lower() in _READERS]
+    ignored = Counter(p.suffix.lower() or "no suffix" for p in files if p not in set(known))
+    return Source(
+        _documents(root, known, params.max_bytes, store),
+        notes={"ignored": dict(sorted(ignored.items()))},
+    )
+
+
+def _documents(
+    root: Path, files: list[Path], max_bytes: int, store: RecordStore
+) -> Iterator[Raw | Reject]:
+    slow = [p for p in files if p.suffix.lower() in _SLOW and p.stat().st_size <= max_bytes]
+    keys = [_key(p) for p in slow]
+    kept = store.compute(keys, slow, lambda part: [_record(p) for p in part], batch=BATCH,
+                         unit="file")  # fmt: skip
+    extracted = dict(zip(slow, kept, strict=True))
+    for path in files:
+        docid = path.relative_to(root).as_posix()
+        size = path.stat().st_size
+        if size > max_bytes:
+            with path.open("rb") as f:
+                sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+                f.seek(0)
+                detail = f"{size} bytes, max_bytes is {max_bytes}"
+                yield Reject(docid, "oversize", detail, f.read(RAW_BYTES), sha256)
+            continue
+        raw = path.read_bytes()
+        try:
+            doc = _unpack(extracted[path]) if path in extracted else extract(path, raw)
+            if not doc.text.strip():
+                raise BadRow("empty_text", "no text in the file")
+        except BadRow as e:
+            yield reject(docid, e.code, e.detail, raw)
+            continue
+        title = doc.title or path.stem.replace("_", " ").replace("-", " ")
+        meta = {"format": path.suffix.lower().lstrip("."), **doc.meta}
+        yield Raw(docid, title, doc.text, docid, canonical_json(meta), raw)
+
+
+# -- records: one per content of a slow file ------------------------------------------------------
+
+
+def _key(path: Path) -> str:
+    library = _SLOW[path.suffix.lower()]
+    return digest("extract", VERSION, library, version(library), file_digest(path))
+
+
+def _record(path: Path) -> bytes:
+    try:
+        value = {"doc": extract(path, path.read_bytes())._asdict()}
+    except BadRow as e:
+        value = {"code": e.code, "detail": e.detail}
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _unpack(record: bytes) -> Extract:
+    value = json.loads(record)
+    if "code" in value:
+        raise BadRow(value["code"], value["detail"])
+    return Extract(**value["doc"])
+
+
+# -- formats --------------------------------------------------------------------------------------
+
+
+def extract(path: Path, raw: bytes) -> Extract:
+    """A file's title and text by its suffix.
+
+    Raises:
+        BadRow: it cannot be read as what its suffix says.
+    """
+    return _READERS[path.suffix.lower()](raw)
+
+
+def _read_text(raw: bytes) -> Extract:
+    return Extract("", decode(raw), {})
+
+
+def _read_markdown(raw: bytes) -> Extract:
+    text = decode(raw)
+    heading = re.search(r"^#{1,6}\s+(.+?)\s*#*\s*$", text, re.M)
+    return Extract(heading[1] if heading else "", text, {})
+
+
+def _read_html(raw: bytes) -> Extract:
+    import trafilatura
+
+    declared = re.search(rb"<meta[^>]{0,200}charset=[\"' ]?([\w-]+)", raw[:4096], re.I)
+    html = decode(raw, declared[1].decode() if declared else "")
+    page = trafilatura.bare_extraction(html, include_comments=False, with_metadata=True)
+    if page is None or not (page.text or "").strip():
+        raise BadRow("html_empty", "no main text in the page")
+    return Extract(page.title or "", page.text.replace("\n", "\n\n"), {})  # a line, a paragraph
+
+
+def _read_pdf(raw: bytes) -> Extract:
+    import pypdf
+
+    try:
+        reader = pypdf.PdfReader(BytesIO(raw))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise BadRow("pdf_encrypted", "needs a password")
+        pages = [page.extract_text() for page in reader.pages]
+        title = (reader.metadata.title if reader.metadata else "") or ""
+    except BadRow:
+        raise
+    except pypdf.errors.DependencyError as e:
+        raise BadRow("pdf_encrypted", str(e)) from None
+    except Exception as e:  # a broken file breaks the parser in any way
+        raise BadRow("pdf_broken", f"{type(e).__name__}: {e}") from None
+    if sum(len(p.strip()) for p in pages) < CHARS_PER_PAGE * max(1, len(pages)):
+        raise BadRow("pdf_needs_ocr", f"{len(pages)} pages hardly any of which has text")
+    return join_pages(title, pages)
+
+
+def join_pages(title: str, pages: list[str]) -> Extract:
+    """Pages as one canonical text, and at which character each begins: [page, start]."""
+    starts, texts, at = [], [], 0
+    for number, page in enumerate(drop_running_heads(pages), start=1):
+        page = re.sub(r"([^\W\d_])-\n([^\W\d_])", _rejoin, canonicalise(page))
+        if page:
+            starts.append([number, at])
+            texts.append(page)
+            at += len(page) + 1
+    return Extract(title, "\n".join(texts), {"pages": starts})
+
+
+def _rejoin(m: re.Match[str]) -> str:
+    """A word parted at a line's end; before a capital the hyphen was the word's own."""
+    return m[1] + ("" if m[2].islower() else "-") + m[2]
+
+
+def drop_running_heads(pages: list[str]) -> list[str]:
+    """Pages without the first and last lines that stand, but for digits, on more than half of
+    them at the same place. Of fewer than three pages nothing is dropped."""
+    lines = [p.strip().split("\n") for p in pages]
+    places = [*range(EDGE_LINES), *range(-EDGE_LINES, 0)]
+    drop: list[set[int]] = [set() for _ in pages]
+    for place in places if len(pages) > 2 else []:
+        seen = [_shape(ls[place]) if len(ls) > 2 * EDGE_LINES else "" for ls in lines]
+        for i, shape in enumerate(seen):
+            if shape and seen.count(shape) > len(pages) / 2:
+                drop[i].add(place % len(lines[i]))
+    return [
+        "\n".join(line for j, line in enumerate(ls) if j not in out)
+        for ls, out in zip(lines, drop, strict=True)
+    ]
+
+
+def _shape(line: str) -> str:
+    return re.sub(r"\d+", "0", line.strip().lower())
+
+
+def decode(raw: bytes, declared: str = "") -> str:
+    """Text by its byte-order mark, as declared, as UTF-8, or in the encoding that fits best.
+
+    Raises:
+        BadRow: it fits none.
+    """
+    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    marked = next((name for mark, name in marks.items() if raw.startswith(mark)), "")
+    for encoding in filter(None, (marked, declared, "utf-8")):
+        try:
+            return raw.decode(encoding)
+        except (UnicodeDecodeError, LookupError):
+            continue
+    best = charset_normalizer.from_bytes(raw).best()
+    if best is None:
+        raise BadRow("decode", "text in no encoding that could be found")
+    return str(best)
+
+
+_READERS: dict[str, Callable[[bytes], Extract]] = {
+    ".txt": _read_text, ".md": _read_markdown, ".markdown": _read_markdown,
+    ".html": _read_html, ".htm": _read_html, ".pdf": _read_pdf,
+}  # fmt: skip
+# Suffix -> the library whose version is part of the record's key.
+_SLOW = {".html": "trafilatura", ".htm": "trafilatura", ".pdf": "pypdf"}

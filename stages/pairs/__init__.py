@@ -1,0 +1,29 @@
+"""pairs: what a model should prefer to say, as groups of ranked candidates for one prompt.
+
+Reads ``data/ingest/<corpus>`` (questions with answers, passages), an index, a generator; writes
+``data/pairs/<entry>``: pref_groups.parquet, pref_candidates.parquet (the contract of
+``stages.preference``, validated before they are written) and stats.json, which counts what was
+dropped and why. The preference recipe of ``finetune`` trains on them.
+
+Every recipe is one file with ``build(params, queries, passages, tools, store) -> Built``. Its
+model calls go through the loop engine and the record store: a killed run goes on where it was.
+
+Reading order: answers.py (answers sampled with and without passages, scored by correctness),
+__main__.py (the shell).
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RECIPES = {"answers": "answers"}
+
+
+class Built(NamedTuple):
+    """What a recipe gives: two tables, counts for stats.json, measurements."""
+
+    groups: "pa.Table"
+    candidates: "pa.Table"
+    stats: dict[str, Any]
+    facts: dict[str, float]

@@ -1,0 +1,69 @@
+"""Run one strategy over the questions of a corpus; an entry of 'serve' in params.yaml says how."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+from stages import params, serve, shell
+from stages.loop import NO_LIMIT, run_loop
+from stages.records import RecordStore
+from stages.serve import STRATEGIES, asked, written
+from stages.shell import Task
+from stages.tables import empty_table, read_table, write_table
+from stages.tools import Tools
+
+
+def open_tools(task: Task, values: asked.Served) -> Tools:
+    """The index and the generator that an entry names."""
+    generator = retriever = None
+    if index := task.slot("index", values.index):
+        from stages.index import open_index
+
+        retriever = open_index(index, task.slot("finetune", values.encoder))
+    if model := task.slot("finetune", values.model):
+        from stages.lm import open_generator
+
+        generator = open_generator(model, threads=values.threads)
+    return Tools(generator, retriever)
+
+
+def make(task: Task, folder: Path) -> dict[str, float]:
+    """Write runs.parquet, answers.parquet, effects.parquet and stats.json."""
+    name = params.choose("serve", task.entry, "strategy", STRATEGIES, study=task.study)
+    method = shell.method("stages.serve", name)
+    values = params.load(method.Params, "serve", task.entry, study=task.study)
+    corpus = task.slot("ingest", values.corpus)
+    questions = asked.pick_questions(read_table(corpus, "queries"), values.split, values.questions)
+    tools = open_tools(task, values)
+    library = asked.Library(
+        read_table(corpus, "passages"), tools.generator.count_tokens if tools.generator else None
+    )
+    strategy = partial(method.strategy, params=values, library=library)
+    how = values.model_dump(include={"max_active", "seed"})
+    keep = "effects" in method.WRITES
+    with RecordStore() as store:
+        start = time.perf_counter()
+        loop = run_loop(
+            strategy, questions, tools, **how, budget=getattr(values, "budget", NO_LIMIT),
+            store=store if keep else None, trace=keep,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+    written.check_failures(loop.answered)
+    answers = written.write_answers(loop.answered)
+    write_table(written.write_run(loop.answered, values.k), folder, "runs")
+    write_table(
+        answers if "answers" in method.WRITES else empty_table("answers"), folder, "answers"
+    )
+    write_table(loop.effects, folder, "effects")
+    shell.write_json(folder / "stats.json", written.count(loop))
+    return written.measure(loop.ticks, len(questions), seconds)
+
+
+def run_folder(task: Task) -> Path:
+    """Runs lie by corpus, so that what fuses and compares them finds them together."""
+    values = params.entry_values("serve", task.entry, study=task.study)
+    return task.folder("runs", str(values.get("corpus"))) / task.entry
+
+
+if __name__ == "__main__":
+    shell.run("serve", serve.__doc__, make, out=run_folder)

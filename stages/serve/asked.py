@@ -1,0 +1,64 @@
+"""What goes into a strategy: the common keys of an entry, its questions, the passages."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import pyarrow as pa
+from pydantic import AfterValidator, PositiveInt
+
+from stages.digest import uniform
+from stages.effects import Question
+from stages.params import Entry
+from stages.shell import NONE
+from stages.types import Passage
+
+
+def _is_named(slot: str) -> str:
+    if slot == NONE:
+        raise ValueError("this strategy needs one: name an entry")
+    return slot
+
+
+Named = Annotated[str, AfterValidator(_is_named)]  # a slot that a strategy cannot do without
+Split = Literal["train", "dev", "test", "all"]
+
+
+class Served(Entry):
+    """The keys that every entry of 'serve' has."""
+
+    corpus: str
+    index: str  # what it searches
+    encoder: str  # of the index, where that is dense
+    triples: str
+    model: str  # the generator
+    split: Split  # whose questions; all: every one, also those of no split
+    questions: PositiveInt | None = None  # a sample of so many, by hash of the qid; none: all
+    k: PositiveInt = 100  # documents per question in the run
+    max_active: PositiveInt = 256  # questions open at once
+
+
+def pick_questions(queries: pa.Table, split: Split, n: int | None) -> list[Question]:
+    """The questions of a split, by qid; of more than ``n`` those of smallest hash.
+
+    The sample depends on the qids alone, and that of n is part of that of n + 1.
+    """
+    rows = [r for r in queries.to_pylist() if split in {"all", r["split"]}]
+    rows = sorted(rows, key=lambda r: (uniform(r["qid"]), r["qid"]))[:n]
+    rows.sort(key=lambda r: r["qid"])
+    return [Question(r["qid"], r["text"], tuple(r["options"] or ())) for r in rows]
+
+
+class Library:
+    """What a strategy may look up without an effect: passages, and how long a text is."""
+
+    def __init__(
+        self, passages: pa.Table, count_tokens: Callable[[list[str]], list[int]] | None
+    ) -> None:
+        self.count_tokens = count_tokens
+        self._passages = passages.select(["docid", "title", "text"])
+        self._row = {docid: i for i, docid in enumerate(passages["docid"].to_pylist())}
+
+    def passages(self, docids: list[str]) -> list[Passage]:
+        """Title and text of these passages, in order."""
+        rows = pa.array([self._row[d] for d in docids], pa.int64())
+        return [Passage(**row) for row in self._passages.take(rows).to_pylist()]

@@ -1,0 +1,1 @@
+"""One file per way to serve a question: ``Params``, ``WRITES`` and ``strategy(...) -> Steps``."""

@@ -1,0 +1,41 @@
+"""Shell of the triples room: passages in, facts and their counts out."""
+
+import json
+from pathlib import Path
+
+from stages import params, shell
+from stages.records import RecordStore
+from stages.shell import Task
+from stages.tables import read_table, write_table
+from stages.triples import EXTRACTORS
+
+
+def make(task: Task, folder: Path) -> dict[str, float]:
+    """Write triples.parquet, stats.json and, if a model wrote them, raw.jsonl."""
+    name = params.choose(task.room, task.entry, "extractor", EXTRACTORS, study=task.study)
+    extractor = shell.method("stages.triples", name)
+    common = shell.method("stages.triples", "found")
+    values = params.load(extractor.Params, task.room, task.entry, study=task.study)
+
+    passages = read_table(task.slot("ingest", values.corpus), "passages")
+    passages = common.smallest(passages, values.limit)
+    model = task.slot("finetune", values.model)
+    with RecordStore() as store:
+        found = extractor.extract(passages, values, model=model, store=store)
+        facts = {"reused": store.hits, "computed": store.misses}
+
+    write_table(common.triples_table(passages, found), folder, "triples")
+    shell.write_json(folder / "stats.json", common.count(found))
+    raw = [
+        {"docid": docid, "raw": one.raw}
+        for docid, one in zip(passages["docid"].to_pylist(), found, strict=True)
+        if one.raw
+    ]
+    if raw:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in raw)
+        (folder / "raw.jsonl").write_text(lines, encoding="utf-8")
+    return facts
+
+
+if __name__ == "__main__":
+    shell.run("triples", __doc__, make)

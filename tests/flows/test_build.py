@@ -1,0 +1,207 @@
+"""The flow on a real Prefect server: states, limits, failures and artifacts, read back over HTTP."""
+
+import base64
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from flows import build as building
+from flows import dvc
+from flows.build import build, needs_torch, plot_images
+from flows.page import render_html
+from flows.report import Evaluation
+
+DIAMOND = {
+    "a": {"text": "A"},
+    "b": {"reads": "a", "text": "B"},
+    "c": {"reads": "a", "text": "C"},
+    "d": {"reads": "b", "also": "c", "text": "D"},
+    "e": {"text": "E"},
+}
+
+
+def run(*targets, **options):
+    """(final state, outcomes by stage as the server recorded them)."""
+    state = build(targets, **options, return_state=True)
+    return state, {t["name"]: t["state_name"] for t in task_runs(state)}
+
+
+def task_runs(state):
+    return ask("task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run_id(state)]}}})
+
+
+def run_id(state) -> str:
+    return str(state.state_details.flow_run_id)
+
+
+def ask(path, body):
+    from prefect.settings import get_current_settings
+
+    reply = httpx.post(f"{get_current_settings().api.url}/{path}", json=body, timeout=30)
+    reply.raise_for_status()
+    return reply.json()
+
+
+def test_the_flow_mirrors_the_graph_then_finds_nothing_to_do(server, project, monkeypatch):
+    project.write(step=DIAMOND)
+    state, outcomes = run()
+    assert state.is_completed()
+    assert outcomes == dict.fromkeys([f"step@{x}" for x in "abcde"], "Completed")
+    assert project.text("d") == "A B A C D"
+    assert dvc.status() == {}, "a plain dvc repro would do nothing either"
+
+    arrows = {
+        (t["name"], upstream["id"])
+        for t in task_runs(state)
+        for upstream in t["task_inputs"].get("wait_for", [])
+    }
+    ids = {t["name"]: t["id"] for t in task_runs(state)}
+    assert arrows == {
+        (f"step@{down}", ids[f"step@{up}"]) for down, up in ["ba", "ca", "db", "dc"]
+    }
+
+    logs = ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id(state)]}}})
+    assert "a says hello" in [line["message"] for line in logs]
+
+    monkeypatch.setattr(dvc, "repro", lambda *a, **k: pytest.fail("a process was started"))
+    state, outcomes = run()
+    assert outcomes == dict.fromkeys([f"step@{x}" for x in "abcde"], "Unchanged")
+    assert state.message == "5 stages: 5 Unchanged"
+
+
+def test_what_an_edit_reaches_is_made_restored_or_left_alone(server, project):
+    project.write(step=DIAMOND)
+    project.repro()
+    project.write(step={**DIAMOND, "b": {"reads": "a", "text": "new"}})
+    project.repro()
+    project.calls()
+    project.write(
+        step={**DIAMOND, "c": {"reads": "a", "text": "C # same bytes"}, "e": {"text": "E2"}}
+    )
+    state, outcomes = run("step@d", "step@e")
+    assert outcomes == {
+        "step@a": "Unchanged",  # no process
+        "step@b": "Restored",  # as it was two runs ago
+        "step@c": "Completed",
+        "step@d": "Restored",  # behind b; c has equal bytes
+        "step@e": "Completed",
+    }
+    assert sorted(project.calls()) == ["step@c", "step@e"]
+    assert state.message == "5 stages: 2 Completed, 2 Restored, 1 Unchanged"
+    assert run("step@a", force=True)[1] == {"step@a": "Completed"}
+
+
+def test_behind_equal_bytes_a_stage_is_unchanged_after_all(server, project):
+    steps = {"a": {"text": "A"}, "b": {"reads": "a", "text": "B"}}
+    project.write(step=steps)
+    project.repro()
+    project.write(step={**steps, "a": {"text": "A # same bytes"}})
+    assert run()[1] == {"step@a": "Completed", "step@b": "Unchanged"}
+
+
+def test_a_failure_takes_down_its_downstream_only_and_tells_the_end_of_its_log(server, project):
+    project.write(step={**DIAMOND, "b": {"reads": "a", "do": "fail:no more milk"}})
+    state, outcomes = run()
+    assert state.is_failed()
+    assert outcomes == {
+        "step@a": "Completed", "step@b": "Failed", "step@c": "Completed", "step@d": "NotReady",
+        "step@e": "Completed",
+    }  # fmt: skip
+    assert state.message == "failed: step@b; 5 stages: 3 Completed, 1 Failed, 1 not run"
+    (message,) = [t["state"]["message"] for t in task_runs(state) if t["name"] == "step@b"]
+    assert "the reason: no more milk" in message and "line 49" in message
+
+
+def test_two_stages_run_at_once_and_one_of_them_with_torch(server, project):
+    project.write(
+        finetune={x: {"do": "sleep:1"} for x in "mn"}, step={x: {"do": "sleep:1"} for x in "ab"}
+    )
+    _, outcomes = run()
+    assert set(outcomes.values()) == {"Completed"}
+    spans = {
+        path.stem: tuple(map(float, path.read_text().split()))
+        for path in (project.folder / "calls").glob("*.span")
+    }
+    assert len(spans) == 4
+    torch = sorted(span for name, span in spans.items() if name.startswith("finetune"))
+    assert all(before[1] <= after[0] for before, after in pairwise(torch))
+    assert len(torch) == 2
+    together = [sum(s <= start < e for s, e in spans.values()) for start, _ in spans.values()]
+    assert max(together) == 2
+    limit = httpx.get(f"{server}/concurrency_limits/tag/gpu", timeout=30).json()
+    assert limit["concurrency_limit"] == 1
+
+
+def test_a_held_lock_is_tried_again_and_a_failure_is_not(server, project, monkeypatch):
+    project.write(step={"a": {}})
+    errors = [dvc.StageBusy("a is busy"), dvc.StageBusy("a is busy"), None]
+    tries: list[str] = []
+
+    def repro(name, **options):
+        tries.append(name)
+        if error := errors.pop(0):
+            raise error
+        return "Completed"
+
+    monkeypatch.setattr(building, "RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr(dvc, "repro", repro)
+    assert run()[1] == {"step@a": "Completed"}
+    assert len(tries) == 3
+
+    errors[:] = [dvc.StageFailed("a failed")]
+    assert run(force=True)[1] == {"step@a": "Failed"}
+    errors[:] = [dvc.StageBusy("a is busy")] * 3
+    state, outcomes = run(force=True)
+    assert outcomes == {"step@a": "Failed"}
+    assert errors == []
+
+
+def test_artifacts_hold_the_leaderboard_the_graph_and_the_progress(server, project, monkeypatch):
+    monkeypatch.setattr(building, "PROGRESS_SECONDS", 0)
+    project.write(step={"a": {"do": "bars"}, "b": {"reads": "a"}})
+    state, _ = run()
+    of_run = {"artifacts": {"flow_run_id": {"any_": [run_id(state)]}}}
+    artifacts = {a["key"]: a for a in ask("artifacts/filter", of_run)}
+    assert set(artifacts) == {"leaderboard", "graph", "report", "progress-step-a"}
+    assert 's1["step@b"]:::Completed' in artifacts["graph"]["data"]
+    assert "s0 --> s1" in artifacts["graph"]["data"]
+    assert artifacts["progress-step-a"]["data"] == 100
+    assert "step@a: 100% 4/4" in artifacts["progress-step-a"]["description"]
+    page = project.folder / ".quarry/report/index.html"
+    assert page.as_uri() in artifacts["report"]["data"]
+    assert "step@b" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "torch"),
+    [
+        (["data/ingest/mine", "data/finetune/none"], ["data/index/bm25-mine"], False),
+        (["data/ingest/mine", "data/finetune/minilm"], ["data/index/flat-mine"], True),
+        (["data/finetune/none"], ["data/finetune/smollm2"], True),
+        (["data/studies/finetune/big"], ["data/studies/runs/x"], True),
+        (["stages/finetune/__main__.py"], ["data/fused/x"], False),
+    ],
+)
+def test_a_stage_needs_torch_if_it_reads_or_writes_a_model(reads, writes, torch):
+    assert needs_torch(dvc.Stage("x", (), tuple(reads), tuple(writes))) is torch
+
+
+def test_the_reports_plots_become_images_that_are_well_formed():
+    rows = [{"system": s, "k": k, "recall": k / 10} for s in ("x", "<y>") for k in (1, 5)]
+    metrics = {"x": {"nDCG@10": 0.5, "n": 3}, "<y>": {"nDCG@10": 0.4, "n": 3}}
+    evaluation = Evaluation("corpus", {"baseline": "x"}, metrics, [], [], rows, [], {})
+    (image,) = plot_images(render_html([evaluation], {}, {}))
+    assert image.startswith("![recall against k on corpus")
+    encoded = image.partition("base64,")[2].removesuffix(")")
+    svg = ET.fromstring(base64.b64decode(encoded))
+    assert svg.tag == f"{{{building.SVG}}}svg"
+    assert len(list(svg.iter(f"{{{building.SVG}}}svg"))) >= 2, "the plot itself is in there"
+
+
+def test_a_misspelt_target_is_told_before_a_server_is_started(project, monkeypatch, capsys):
+    monkeypatch.setattr(building.ui, "serving", lambda: pytest.fail("a server was started"))
+    project.write(step=DIAMOND)
+    assert building.main(["step@bb"]) == 2
+    assert "step@bb" in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""What DVC says about its graph and its cache."""
+
+import os
+import threading
+
+import pytest
+
+from flows import dvc
+from stages.errors import QuarryError
+
+DIAMOND = {
+    "a": {"text": "A"},
+    "b": {"reads": "a", "text": "B"},
+    "c": {"reads": "a", "text": "C"},
+    "d": {"reads": "b", "also": "c", "text": "D"},
+}
+
+
+def test_the_graph_is_dvcs_own_with_upstreams_first(project):
+    project.write(step=DIAMOND, study={"s": {"reads": "d"}})
+    stages = dvc.graph()
+    assert {name: stage.upstream for name, stage in stages.items()} == {
+        "step@a": (), "step@b": ("step@a",), "step@c": ("step@a",), "step@d": ("step@b", "step@c"),
+    }  # fmt: skip
+    assert list(stages) == ["step@a", "step@b", "step@c", "step@d"]
+    assert stages["step@b"].writes == ("data/b",)
+    assert {"data/a", "data/none", "step.py"} < {*stages["step@b"].reads}
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["step@b"], ["step@a", "step@b"]),
+        (["step"], ["step@a", "step@b", "step@c", "step@d"]),
+        (["step@b", "step@c"], ["step@a", "step@b", "step@c"]),
+        (
+            ["studies/dvc.yaml"],
+            ["step@a", "step@b", "step@c", "step@d", "studies/dvc.yaml:study@s"],
+        ),
+    ],
+)
+def test_targets_bring_what_they_depend_on_and_nothing_else(project, targets, names):
+    project.write(step=DIAMOND, study={"s": {"reads": "d"}})
+    assert list(dvc.graph(targets)) == names
+    assert list(dvc.status(targets)) == names  # nothing was made yet: all of them changed
+
+
+def test_a_misspelt_target_and_a_folder_without_dvc_are_named(project, tmp_path, monkeypatch):
+    project.write(step=DIAMOND)
+    with pytest.raises(QuarryError, match="dvc: .*step@bb"):
+        dvc.graph(["step@bb"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(QuarryError, match="you are not inside of a DVC repository"):
+        dvc.graph()
+
+
+def test_dvcs_own_errors_are_told_as_ours(project):
+    project.write(step={"a": {"reads": "b"}, "b": {"reads": "a"}})
+    with pytest.raises(QuarryError, match="both a dependency and an output"):
+        dvc.graph()
+
+
+def test_dvcs_python_api_is_refused_outside_the_main_thread(project):
+    project.write(step=DIAMOND)
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            dvc.graph()
+        except RuntimeError as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert "main thread only" in str(errors[0])
+
+
+def test_status_names_the_entry_that_was_edited_and_not_its_siblings(project):
+    project.write(step=DIAMOND)
+    project.repro()
+    assert dvc.status() == {}
+    project.write(step={**DIAMOND, "c": {"reads": "a", "text": "new"}})
+    assert list(dvc.status()) == ["step@c"]
+    assert dvc.status(["step@b"]) == {}
+
+
+def test_the_graph_becomes_mermaid_with_a_colour_per_outcome(project):
+    project.write(step={"a": {}, "b": {"reads": "a"}})
+    drawn = dvc.mermaid(dvc.graph(), {"step@a": "Completed", "step@b": "Failed"})
+    assert drawn.splitlines()[:4] == [
+        "flowchart LR", '  s0["step@a"]:::Completed', '  s1["step@b"]:::Failed', "  s0 --> s1",
+    ]  # fmt: skip
+    assert [line.split()[:2] for line in drawn.splitlines()[4:]] == [
+        ["classDef", "Completed"], ["classDef", "Failed"],
+    ]  # fmt: skip
+
+
+def _entry_of(project, inside: bytes):
+    """The cache entry that holds these bytes."""
+    found = [p for p in (project.folder / ".dvc/cache/files/md5").rglob("*") if p.is_file()]
+    (entry,) = [p for p in found if p.read_bytes() == inside]
+    return entry
+
+
+def test_verify_finds_nothing_in_a_sound_cache_and_ignores_what_was_never_pulled(project, capsys):
+    project.write(step={"a": {"text": "A"}, "b": {"text": "B"}})
+    project.repro()
+    _entry_of(project, b"B").unlink()
+    assert dvc.verify() == []
+    assert dvc.main(["verify"]) == 0
+    assert "every entry" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("linked", ["hardlink", "copy"])
+def test_verify_removes_a_damaged_entry_and_the_stage_makes_it_again(project, capsys, linked):
+    (project.folder / ".dvc/config").open("a").write(f"[cache]\n    type = {linked}\n")
+    project.write(step={"a": {"text": "sound"}})
+    dvc.repro("step@a")
+    entry = _entry_of(project, b"sound")
+    entry.chmod(0o644)
+    before = entry.stat()
+    entry.write_bytes(b"rotte")
+    os.utime(entry, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk error leaves it
+    assert dvc.status() == {}, "DVC itself does not notice"
+
+    assert dvc.main(["verify"]) == 1
+    assert f"{entry.name} (of data/a)" in capsys.readouterr().out
+    assert not entry.exists()
+    assert dvc.repro("step@a", force=linked == "copy") == "Completed"
+    assert project.text("a") == "sound"
+    assert dvc.verify() == []
+
+
+def test_verify_names_a_damaged_folder_listing(project):
+    project.write(step={"a": {"text": "A"}})
+    dvc.repro("step@a")
+    (listing,) = (project.folder / ".dvc/cache/files/md5").rglob("*.dir")
+    listing.chmod(0o644)
+    listing.write_text("[not json")
+    assert [(d.output, d.entry.name) for d in dvc.verify()] == [("data/a", listing.name)]
+    assert not listing.exists()

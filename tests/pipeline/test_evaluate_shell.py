@@ -1,0 +1,88 @@
+"""The evaluate room as DVC calls it: files in, five files out, or one message and nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import tables
+from stages.digest import folder_digest
+from stages.runs import run_table
+from stages.types import Hit
+
+ROOT = Path(__file__).parents[2]
+
+
+def evaluate(folder: Path, entry: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.evaluate", entry],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    keys = "suite: standard, corpus: c, split: test, resamples: 100"
+    (tmp_path / "params.yaml").write_text(
+        "evaluate:\n"
+        f"  good: {{{keys}, fused: c, baseline: one}}\n"
+        f"  some: {{{keys}, fused: c, baseline: one, runs: [mixed]}}\n"
+        f"  lost: {{{keys}, fused: none, baseline: mixed}}\n"
+        f"  clash: {{{keys}, fused: clash, baseline: one}}\n"
+    )
+    query = {"text": "?", "split": "test", "answers": [], "options": [], "meta": "{}"}
+    ingest = {"queries": [{"qid": "q"} | query], "qrels": [{"qid": "q", "docid": "a", "rel": 1}]}
+    for kind in ("documents", "passages", "queries", "qrels"):
+        (tmp_path / "data/ingest/c").mkdir(parents=True, exist_ok=True)
+        rows = tables.table(kind, ingest.get(kind, []))
+        tables.write_table(rows, tmp_path / "data/ingest/c", kind)
+    runs = ("runs/c/one", "runs/c/two", "fused/c/mixed", "fused/clash/two", "runs/c/.dead.7.tmp")
+    for name in runs:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        found = run_table(["q"], [[Hit("a", 1.0)]])
+        tables.write_table(found, tmp_path / "data" / name, "runs")
+    return tmp_path
+
+
+def test_runs_and_fused_runs_are_measured_and_twice_the_same_bytes(project):
+    out = project / "data/evaluate/good"
+    assert evaluate(project, "good").returncode == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == {s: {"nDCG@10": 1.0, "R@100": 1.0, "n": 1} for s in ("one", "two", "mixed")}
+    assert {p.name for p in out.iterdir()} == {
+        "metrics.json", "per_query.parquet", "comparisons.json", "recall.json", "cost.json",
+    }  # fmt: skip
+    first = folder_digest(out)
+    assert evaluate(project, "good").returncode == 0
+    assert folder_digest(out) == first
+
+
+def test_named_runs_and_the_baseline_take_part(project):
+    assert evaluate(project, "some").returncode == 0
+    metrics = json.loads((project / "data/evaluate/some/metrics.json").read_text())
+    assert set(metrics) == {"mixed", "one"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "lost",
+            "evaluate.lost.baseline: no run 'mixed' in data/runs/c; there are: one, two. "
+            "Make it with: dvc repro serve@mixed (or fuse@mixed)",
+        ),
+        (
+            "clash",
+            "evaluate.clash: data/runs/c/two and data/fused/clash/two have the same name. "
+            "Rename one of the two entries in params.yaml.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_message_and_nothing_is_written(project, entry, message):
+    done = evaluate(project, entry)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"quarry: {message}"
+    assert list((project / "data").glob("evaluate/*")) == []

@@ -1,0 +1,137 @@
+"""``python -m stages.serve`` on small corpora: what lies there afterwards, and that it stays."""
+
+import json
+from pathlib import Path
+
+import pytest
+from language_models import tiny_lm
+from rooms import files, run_room, write_params
+from strategies import passages_table
+
+from stages.lm import LocalGenerator
+from stages.tables import read_table, table, write_table
+
+SEARCH = dict(strategy="search", corpus="c", index="words", encoder="none", triples="none",
+              model="none", split="all")  # fmt: skip
+RAG = SEARCH | dict(strategy="rag", model="lm", passage_tokens=20, max_tokens=8, questions=3)
+TEXTS = ["Lyon is in France.", "Turin is in Italy.", "Porto is in Portugal.", "Graz is in Austria."]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUARRY_RECORDS", "records")
+
+
+def prepare(texts=TEXTS, questions=("Where is Lyon?", "Where is Graz?", "Porto", "zzz"), **others):
+    folder = Path("data/ingest/c")
+    folder.mkdir(parents=True)
+    rows = [
+        dict(qid=f"q{i}", text=q, split="test", answers=["x"], options=[], meta="{}") | others
+        for i, q in enumerate(questions)
+    ]
+    write_table(table("queries", rows), folder, "queries")
+    write_table(passages_table(*texts), folder, "passages")
+    write_params(
+        index={"words": dict(kind="bm25", corpus="c", model="none", centroids="none")},
+        serve={"find": SEARCH, "read": RAG, "closed": RAG | {"passages": 0}, "none": RAG | {
+            "model": "none"}},
+    )  # fmt: skip
+    run_room("index", "words")
+    tiny_lm(Path("data/finetune/lm"), context=2048)
+
+
+def written(entry):
+    folder = Path("data/runs/c") / entry
+    tables = {kind: read_table(folder, kind) for kind in ("runs", "answers", "effects")}
+    return tables, json.loads((folder / "stats.json").read_text())
+
+
+def test_search_writes_a_run_and_empty_tables():
+    prepare()
+    run_room("serve", "find")
+    tables, stats = written("find")
+    found = [(r["qid"], r["rank"]) for r in tables["runs"].to_pylist()]
+    assert ("q0", 1) in found and "q3" not in {q for q, _ in found}, "zzz has no hits"
+    assert tables["answers"].num_rows == tables["effects"].num_rows == 0
+    assert (stats["questions"], stats["without_hits"]) == (4, 1)
+    assert files(Path("data/runs/c/find")) == [
+        "answers.parquet", "effects.parquet", "runs.parquet", "stats.json",
+    ]  # fmt: skip
+
+
+def test_rag_writes_answers_with_the_passages_shown_and_a_trace():
+    prepare()
+    run_room("serve", "read")
+    tables, stats = written("read")
+    answers = tables["answers"].to_pylist()
+    assert len(answers) == 3 and stats["stop_reasons"] == {"fixed": 3}
+    for a in answers:
+        own = [e for e in tables["effects"].to_pylist() if e["qid"] == a["qid"]]
+        assert [e["kind"] for e in own] == ["Search", "Search", "LLM"]
+        hits = json.loads(own[0]["result"])
+        assert a["docids"] == [docid for docid, _ in hits]
+        assert (a["llm_calls"], a["searches"], a["tokens_in"]) == (1, 2, own[2]["tokens_in"])
+        assert a["answer"] == json.loads(own[2]["result"])["text"].strip()
+
+
+def test_a_second_run_is_byte_equal_and_reads_no_prompt(monkeypatch):
+    prepare()
+    first = run_room("serve", "read")
+
+    def refuse(self, inbox):
+        raise AssertionError("everything is in the record store")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalGenerator, "stream", refuse)
+        assert run_room("serve", "read") == first
+        facts = json.loads(Path(".quarry/timings/serve/read.json").read_text())
+        assert facts["effects_reused"] == 9 and "ms_per_query" not in facts
+    monkeypatch.setenv("QUARRY_RECORDS", "fresh")
+    assert run_room("serve", "read") == first, "nor does a result depend on the store"
+
+
+def test_options_are_chosen_from():
+    prepare(options=["yes", "no"])
+    run_room("serve", "closed")
+    tables, _ = written("closed")
+    assert set(tables["answers"]["answer"].to_pylist()) <= {"yes", "no"}
+    assert set(tables["effects"]["kind"].to_pylist()) == {"Choice"}
+
+
+@pytest.mark.parametrize("texts", [[], ["Lyon is in France."]], ids=["no passage", "one passage"])
+def test_tiny_corpora_and_no_questions_are_ordinary(texts):
+    prepare(texts)
+    for entry in ("find", "read"):
+        run_room("serve", entry)
+        tables, _ = written(entry)
+        assert set(tables["runs"]["rank"].to_pylist()) <= {1}
+        write_table(read_table(Path("data/ingest/c"), "queries").slice(0, 0),
+                    Path("data/ingest/c"), "queries")  # fmt: skip
+        run_room("serve", entry)
+        assert written(entry)[1]["questions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "break_it", "message"),
+    [
+        (
+            "none",
+            lambda: None,
+            "serve.none.model: Value error, this strategy needs one: name an entry, got 'none'.",
+        ),
+        ("read", lambda: Path("data/finetune/lm/tokenizer.json").unlink(), "tokenizer"),
+        (
+            "find",
+            lambda: Path("data/ingest/c/queries.parquet").unlink(),
+            "table queries is missing",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_and_nothing_is_written(entry, break_it, message, capsys):
+    prepare()
+    break_it()
+    with pytest.raises(SystemExit):
+        run_room("serve", entry)
+    assert message in capsys.readouterr().err
+    assert not Path("data/runs/c").exists() or files(Path("data/runs/c")) == []

@@ -1,0 +1,47 @@
+"""Awkward text for everyone's properties: empty, one token, right-to-left, combining, long."""
+
+import pyarrow as pa
+from hypothesis import strategies as st
+
+from stages.digest import digest
+from stages.tables import table
+
+AWKWARD = [
+    "",
+    " \t\n ",
+    "a",
+    "|",
+    "A | B | C",
+    "Pat Burrell is Right.",
+    "Marie Curie, the physicist, was born in Warsaw and won the Nobel Prize in 1903.",
+    "She was. He is his.",
+    "東京は日本の首都です。人口は千三百万人です。",
+    "القاهرة هي عاصمة مصر.",
+    "ירושלים היא עיר בישראל.",
+    "cafe\u0301 and nai\u0308ve e\u0301\u0301\u0301",
+    "👩‍👩‍👧‍👦 is a family of 4.",
+    "\u202eevil\u202c \u200bzero\u200bwidth\u00a0space",
+    "STRASSE Straße İstanbul ﬁne",
+    "x" * 3000,
+    "the cat of the dog " * 150,
+    "\x00\x07 control",
+]
+
+awkward = st.sampled_from(AWKWARD) | st.text(max_size=60)
+passages = st.lists(st.tuples(awkward, awkward), max_size=6)  # (title, text)
+# Documents of several awkward sentences and paragraphs.
+long_text = st.lists(awkward, max_size=30).map(" ".join) | st.lists(awkward).map("\n\n".join)
+
+
+def passages_table(*texts: str) -> pa.Table:
+    """A passages table with one passage per text, d0#0, d1#0 ... titled t0, t1 ..."""
+    return table(
+        "passages",
+        [
+            {
+                "docid": f"d{i}#0", "parent": f"d{i}", "seq": 0, "title": f"t{i}", "text": text,
+                "start": 0, "end": len(text), "text_hash": digest(f"t{i}", text),
+            }
+            for i, text in enumerate(texts)
+        ],
+    )  # fmt: skip

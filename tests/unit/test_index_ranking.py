@@ -1,0 +1,37 @@
+"""The k best rows: order, ties, and what the cut does with equal scores."""
+
+import numpy as np
+import pytest
+
+from stages.index.ranking import as_hits, top_k
+from stages.types import Hit
+
+
+def best(scores: list[float], k: int) -> list[int]:
+    return top_k(np.arange(len(scores), dtype=np.int32), np.array(scores, "f4"), k)[0].tolist()
+
+
+def test_the_best_come_first_and_equal_scores_by_row() -> None:
+    assert best([1.0, 3.0, 2.0, 3.0], 3) == [1, 3, 2]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_cut_through_equal_scores_keeps_the_first_rows(k: int) -> None:
+    assert best([5.0, 7.0, 5.0, 5.0, 5.0], k) == [1, 0, 2][:k]
+
+
+def test_rows_may_come_in_any_order() -> None:
+    rows, scores = top_k(np.array([9, 2, 5], "i4"), np.array([1.0, 1.0, 2.0], "f4"), 2)
+    assert rows.tolist() == [5, 2] and scores.tolist() == [2.0, 1.0]
+
+
+def test_fewer_rows_than_k_are_all_of_them_and_none_are_none() -> None:
+    assert best([1.0, 2.0], 10) == [1, 0]
+    assert best([], 10) == best([1.0, 2.0], 0) == []
+
+
+def test_hits_carry_the_docid_of_their_row_and_a_plain_float() -> None:
+    docids = np.array(["b#0", "a#0"], dtype=object)
+    ranked = [(np.array([1, 0], "i4"), np.array([0.5, 0.25], "f4")), (np.array([], "i4"),) * 2]
+    assert as_hits(ranked, docids) == [[Hit("a#0", 0.5), Hit("b#0", 0.25)], []]
+    assert type(as_hits(ranked, docids)[0][0].score) is float

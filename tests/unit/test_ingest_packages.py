@@ -1,0 +1,199 @@
+"""Semanlink and FanOutQA as they come in their packages: counts, splits, facts."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from ingest_corpora import column, ingest, rows
+
+from stages.errors import QuarryError
+from stages.ingest.corpus import Corpus
+from stages.ingest.semanlink import broader_edges, label, select
+from stages.ingest.statement import state
+from stages.models import package_path
+
+NONE = Path("data/none")
+
+
+@pytest.fixture(scope="module")
+def semanlink(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return ingest("semanlink", NONE, tmp_path_factory.mktemp("r"))
+
+
+@pytest.fixture(scope="module")
+def fanout(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
+    store = tmp_path_factory.mktemp("r")
+    return ingest("fanoutqa", NONE, store), ingest("fanoutqa_leaf", NONE, store)
+
+
+def test_semanlink_has_1104_documents_558_topics_and_2293_judgements(semanlink: Corpus) -> None:
+    sizes = {k: t.num_rows for k, t in semanlink.tables.items()}
+    assert sizes == {
+        "documents": 1104, "passages": 1104, "queries": 558, "qrels": 2293, "quarantine": 0,
+    }  # fmt: skip
+    per_topic = Counter(column(semanlink, "qrels", "qid"))
+    assert min(per_topic.values()) == 2 and max(per_topic.values()) == 40
+    assert "arxiv_doc" not in per_topic
+    splits = Counter(column(semanlink, "queries", "split"))
+    assert all(abs(splits[s] / 558 - share) < 0.06 for s, share in [
+        ("train", 0.6), ("dev", 0.2), ("test", 0.2),
+    ])  # fmt: skip
+
+
+def test_semanlink_topics_know_their_broader_tags(semanlink: Corpus) -> None:
+    import json
+
+    tags = json.loads((package_path("cherche/data/semanlink/tags.json")).read_text())
+    edges = broader_edges(tags)
+    assert len(edges) == 6141
+    query = next(q for q in rows(semanlink, "queries") if q["qid"] == "conditional_random_field")
+    assert query["text"] == "Conditional random fields"
+    broader = [b for t, b in edges if t == "conditional_random_field"]
+    assert json.loads(query["meta"]) == {"broader": broader}
+
+
+def test_a_semanlink_document_is_its_comment_and_its_abstract() -> None:
+    def doc(name: str, comment: str, abstract: str, *tags: str) -> dict:
+        return {
+            "document": name, "title": name, "arxiv_title": "", "comment": comment,
+            "arxiv_summary": abstract, "tag": [f"http://x/tag/{t}" for t in tags],
+        }  # fmt: skip
+
+    docs = [
+        doc("both", "c" * 10, "s" * 200, "t"), doc("short", "c" * 300, "s" * 199, "t"),
+        doc("comment", "c" * 200, "", "t", "t"), doc("other", "c" * 200, "", "alone"),
+    ]  # fmt: skip
+    tags = {f"http://x/tag/{t}": {"prefLabel": ["", "T"], "altLabel": [], "broader": []} for t in
+            ("t", "alone")}  # fmt: skip
+    source = select(docs, tags)
+    assert {d.docid: d.body for d in source.documents} == {
+        "both": "c" * 10 + "\n\n" + "s" * 200, "comment": "c" * 200, "other": "c" * 200,
+    }  # fmt: skip
+    assert [(j.qid, j.docid) for j in source.judgements] == [("t", "both"), ("t", "comment")]
+    assert [q.text for q in source.questions] == ["T"]
+    assert label("http://x/tag/a_b", {"prefLabel": [], "altLabel": []}) == "a b"
+
+
+def test_semanlink_elsewhere_names_the_files_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(QuarryError, match=r"no docs\.json and no tags\.json"):
+        ingest("semanlink", tmp_path, tmp_path / "r")
+
+
+def test_fanoutqa_has_310_questions_whose_leaves_are_2126_facts(
+    fanout: tuple[Corpus, Corpus],
+) -> None:
+    top, leaf = fanout
+    assert top.tables["documents"].equals(leaf.tables["documents"])
+    assert top.tables["documents"].num_rows == 2126
+    assert (top.tables["queries"].num_rows, leaf.tables["queries"].num_rows) == (310, 1772)
+    assert leaf.tables["qrels"].num_rows == 1772
+    per_question = Counter(column(top, "qrels", "qid"))
+    assert len(per_question) == 310 and max(per_question.values()) == 46
+    assert round(sum(per_question.values()) / 310, 1) == 6.9
+    assert top.tables["quarantine"].num_rows == leaf.tables["quarantine"].num_rows == 0
+
+
+def test_no_sub_question_is_asked_in_two_splits(fanout: tuple[Corpus, Corpus]) -> None:
+    import json
+
+    top, leaf = fanout
+    split = {q["qid"]: q["split"] for q in rows(top, "queries")}
+    asked = defaultdict(set)
+    for d in rows(top, "documents"):
+        meta = json.loads(d["meta"])
+        asked[meta["question"].lower().rstrip("? ")] |= {split[t] for t in meta["parents"]}
+    assert all(len(splits) == 1 for splits in asked.values())
+    for q in rows(leaf, "queries"):
+        parents = json.loads(q["meta"])["parents"]
+        assert {q["split"]} == {split[t] for t in parents}
+    shares = Counter(split.values())
+    assert all(abs(shares[s] / 310 - p) < 0.06 for s, p in [("train", 0.6), ("test", 0.2)])
+
+
+def test_answers_are_strings_and_flattened(fanout: tuple[Corpus, Corpus]) -> None:
+    top, leaf = (
+        {q["qid"]: q for q in rows(c, "queries")} for c in fanout
+    )  # fmt: skip
+    question = top["7dcbbbdc7f1120cd"]  # batting hands of the first five picks of 1998
+    assert question["answers"] == [
+        "Pat Burrell", "Right", "Mark Mulder", "Left", "Corey Patterson", "Left",
+        "Jeff Austin", "Right", "JD Drew", "Left",
+    ]  # fmt: skip
+    assert '"answer_type":"dict"' in question["meta"]
+    assert leaf["739617a754ded71f"]["answers"] == ["Right"]
+    assert {a for q in leaf.values() for a in q["answers"]} >= {"yes", "no", "78.7", "1321045"}
+    assert all(len(q["answers"]) == 1 for q in leaf.values())
+
+
+def test_a_fact_leads_back_to_its_question_and_page(fanout: tuple[Corpus, Corpus]) -> None:
+    import json
+
+    fact = next(d for d in rows(fanout[0], "documents") if d["docid"] == "739617a754ded71f")
+    assert (fact["title"], fact["text"]) == (
+        "Pat Burrell", "The batting hand of Pat Burrell is Right.",
+    )  # fmt: skip
+    assert json.loads(fact["meta"]) == {
+        "question": "What is the batting hand of Pat Burrell?", "answer": "Right",
+        "leaf": "739617a754ded71f", "parents": ["7dcbbbdc7f1120cd"],
+        "url": "https://en.wikipedia.org/wiki/Pat_Burrell", "revid": 1184558033,
+    }  # fmt: skip
+
+
+def test_nearly_all_facts_are_statements_and_all_hold_their_answer(
+    fanout: tuple[Corpus, Corpus],
+) -> None:
+    import json
+
+    plain = 0
+    for d in rows(fanout[0], "documents"):
+        meta = json.loads(d["meta"])
+        assert meta["answer"].rstrip(".") in d["text"] or meta["answer"] in ("yes", "no", "")
+        plain += (
+            d["text"].startswith(meta["question"].rstrip("?. ")[:20] + "") and ": " in d["text"]
+        )
+    assert plain <= 0.015 * 2126
+
+
+def test_a_file_that_is_not_fanoutqa_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"id": "a"}]')
+    with pytest.raises(QuarryError, match="expected FanOutQA's JSON"):
+        ingest("fanoutqa", tmp_path / "x.json", tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "statement"),
+    [
+        ("What is the capital of Peru?", "Lima", "The capital of Peru is Lima."),
+        ("Who are the twins?", ["Ann", "Bo"], "The twins are Ann and Bo."),
+        ("How old is Jo March?", 45, "Jo March is 45 years old."),
+        ("Where was Lee Sedol born?", "Sinan, Korea", "Lee Sedol was born in Sinan, Korea."),
+        ("Where did she study law?", "Yale Law School", "She studied law at Yale Law School."),
+        ("When was Nvidia founded?", "April 5, 1993", "Nvidia was founded on April 5, 1993."),
+        ("When did the Eagles win the cup?", "1948", "The Eagles won the cup in 1948."),
+        ("Where is Nicki Minaj from?", "Trinidad", "Nicki Minaj is from Trinidad."),
+        ("Who directed Avatar", "James Cameron", "James Cameron directed Avatar."),
+        ("Which company owns Twitter?", "X Corp.", "The company that owns Twitter is X Corp."),
+        ("Which team has won in 2019?", "Rams", "The team that has won in 2019 is Rams."),
+        ("Which college did Teo attend?", "MIT", "The college Teo attended is MIT."),
+        ("In which state was Polk born?", "NC", "The state in which Polk was born is NC."),
+        ("What state do the Bills play in?", "NY", "The state the Bills play in is NY."),
+        ("What genre is Tetris?", "Puzzle", "The genre of Tetris is Puzzle."),
+        ("How many sons does Ed have?", 4, "The number of sons Ed has is 4."),
+        ("How many pages are in Emma?", 500, "The number of pages in Emma is 500."),
+        ("How much endowment does MIT have?", "$23", "The endowment MIT has is $23."),
+        ("How large is Qatar?", "11,571 km2", "Qatar is 11,571 km2."),
+        ("Does Utah have a flag?", True, "Utah has a flag."),
+        ("Does Utah have a king?", False, "Utah does not have a king."),
+        ("Was Ada born in Rome?", False, "Ada was not born in Rome."),
+        ("Has Yale ever had a king?", "Yes, Al", "Yale has had a king: Yes, Al."),
+        ("In 2022, What is the rate?", "3 %", "In 2022, the rate is 3 %."),
+        ("For what did Esther receive it?", "Physics", "Esther received it for Physics."),
+        ("Name one cancer.", "lung cancer", "One cancer is lung cancer."),
+        ("What is his birthday?", "", "His birthday is not known."),
+        ("Of the two, who won?", "Bo", "Of the two, who won: Bo."),
+        ("Staff of X in 2022?", {"X": 7}, "Staff of X in 2022: 7."),
+        ("Sizes?", {"A": 1, "B": [2, 3]}, "Sizes: A: 1; B: 2 and 3."),
+    ],
+)
+def test_statements(question: str, answer: object, statement: str) -> None:
+    assert state(question, answer) == statement

@@ -1,0 +1,233 @@
+"""What each source makes of small files: ids, splits, judgements, lineage."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ingest_corpora import column, ingest, rows, write_lines
+
+from stages.errors import QuarryError
+from stages.tables import table
+
+
+def beir(folder: Path) -> Path:
+    """Three documents, two judged queries and one that is not, in two splits."""
+    write_lines(folder / "corpus.jsonl", [
+        {"_id": "01", "title": "Alpha", "text": "first text"},
+        {"_id": "1", "title": "Only a title", "text": "", "metadata": {"url": "u"}},
+        {"_id": "x", "text": "no title at all"},
+    ])  # fmt: skip
+    write_lines(folder / "queries.jsonl", [
+        {"_id": "q1", "text": "first?"}, {"_id": "q2", "text": "second?"},
+        {"_id": "q3", "text": "third?"},
+    ])  # fmt: skip
+    (folder / "qrels").mkdir(exist_ok=True)
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t01\t2\nq1\tx\t0\n")
+    (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq2\t1\t1\nq1\tx\t0\n")
+    return folder
+
+
+def test_beir_round_trip_keeps_ids_titles_texts_and_grades(tmp_path: Path) -> None:
+    corpus = ingest("beir", beir(tmp_path / "b"), tmp_path / "r")
+    documents = [(r["docid"], r["title"], r["text"]) for r in rows(corpus, "documents")]
+    assert documents == [
+        ("01", "Alpha", "first text"), ("1", "Only a title", ""), ("x", "", "no title at all"),
+    ]  # fmt: skip
+    assert column(corpus, "documents", "meta")[1] == '{"metadata":{"url":"u"}}'
+    assert {(r["qid"], r["split"]) for r in rows(corpus, "queries")} == {
+        ("q1", "test"), ("q2", "train"), ("q3", "unjudged"),
+    }  # fmt: skip
+    qrels = {(r["qid"], r["docid"]): r["rel"] for r in rows(corpus, "qrels")}
+    assert qrels == {("q1", "01"): 2, ("q1", "x"): 0, ("q2", "1"): 1}
+    assert corpus.stats["judgements"]["repeated"] == 1
+
+
+def test_queries_and_judgements_may_be_missing(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b")
+    shutil.rmtree(folder / "qrels")
+    corpus = ingest("beir", folder, tmp_path / "r")
+    assert set(column(corpus, "queries", "split")) == {"test"}
+    assert corpus.tables["qrels"].num_rows == 0
+    (folder / "queries.jsonl").unlink()
+    assert ingest("beir", folder, tmp_path / "r").tables["queries"].num_rows == 0
+
+
+def test_judgements_without_their_queries_are_not_read(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b")
+    (folder / "queries.jsonl").unlink()
+    stats = ingest("beir", folder, tmp_path / "r").stats["judgements"]
+    assert stats == {"read": 0, "kept": 0, "repeated": 0, "quarantined": {}}
+
+
+def test_a_judgement_of_nothing_is_dangling_and_a_bad_grade_no_judgement(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b")
+    with (folder / "qrels/test.tsv").open("a") as f:
+        f.write("q1\tgone\t1\nnobody\tx\t1\nq2\tx\tgood\nq2\tx\n")
+    corpus = ingest("beir", folder, tmp_path / "r")
+    found = {(r["locator"], r["code"]): r["detail"] for r in rows(corpus, "quarantine")}
+    assert found == {
+        ("qrels/test.tsv:4", "qrel_dangling"): "document 'gone' is not among those kept",
+        ("qrels/test.tsv:5", "qrel_dangling"): "query 'nobody' is not among those kept",
+        ("qrels/test.tsv:6", "schema"): "grade 'good' is not a whole number",
+        ("qrels/test.tsv:7", "schema"): "expected 3 columns separated by tabs, got 2",
+    }
+
+
+def test_judgements_in_trec_columns_or_without_a_header_are_read(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b")
+    (folder / "qrels/test.tsv").write_text("q1 0 01 1\nq2 0 x 3\n")
+    corpus = ingest("beir", folder, tmp_path / "r")
+    assert {(r["qid"], r["docid"], r["rel"]) for r in rows(corpus, "qrels")} >= {
+        ("q1", "01", 1), ("q2", "x", 3),
+    }  # fmt: skip
+
+
+def test_beir_keeps_an_empty_document_and_other_sources_set_it_aside(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "b/corpus.jsonl", [{"_id": "a", "title": "", "text": ""}])
+    assert column(ingest("beir", path.parent, tmp_path / "r"), "passages", "docid") == ["a#0"]
+    corpus = ingest("beir", path.parent, tmp_path / "r", keep_empty=False)
+    assert column(corpus, "quarantine", "code") == ["empty_text"]
+
+
+def test_a_folder_without_corpus_is_an_error_that_names_the_layout(tmp_path: Path) -> None:
+    with pytest.raises(QuarryError, match=r"expected a folder in BEIR layout with corpus\.jsonl"):
+        ingest("beir", tmp_path, tmp_path / "r")
+
+
+TWINS = [
+    {"_id": "long", "text": " ".join(f"word{chr(97 + i)}" for i in range(26)) + " and more"},
+    {"_id": "short", "text": " ".join(f"Word{chr(97 + i)}" for i in range(26))},
+    {"_id": "other", "text": "Something else altogether stands here."},
+]
+
+
+def judged_twins(folder: Path) -> Path:
+    write_lines(folder / "corpus.jsonl", TWINS)
+    write_lines(folder / "queries.jsonl", [{"_id": "q", "text": "word?"}])
+    (folder / "qrels").mkdir()
+    (folder / "qrels/test.tsv").write_text("q\tshort\t2\nq\tlong\t1\n")
+    return folder
+
+
+def test_marked_duplicates_stay_and_dropped_ones_lend_their_judgements(tmp_path: Path) -> None:
+    """22 shingles of the short one are among the 24 of the long one."""
+    folder = judged_twins(tmp_path / "b")
+    marked = ingest("beir", folder, tmp_path / "r")
+    assert column(marked, "documents", "dup_of") == ["", "long", ""]
+    assert marked.tables["passages"].num_rows == 3 and marked.tables["qrels"].num_rows == 2
+    dropped = ingest("beir", folder, tmp_path / "r", dedup={"mode": "drop"})
+    assert column(dropped, "documents", "dup_of") == ["", "long", ""]
+    assert column(dropped, "passages", "parent") == ["long", "other"]
+    assert rows(dropped, "qrels") == [{"qid": "q", "docid": "long", "rel": 2}]
+    off = ingest("beir", folder, tmp_path / "r", dedup={"mode": "off"})
+    assert column(off, "documents", "dup_of") == ["", "", ""]
+    assert marked.stats["documents"]["duplicates"] == 1
+
+
+def test_multihop_pools_passages_once_and_judges_the_supporting_ones(tmp_path: Path) -> None:
+    a = {"title": "A", "text": "about a", "is_supporting": True}
+    b = {"title": "B", "text": "about  b", "is_supporting": False}
+    write_lines(tmp_path / "m/dev2.jsonl", [
+        {"id": "1", "question": "a?", "answers": ["yes"], "passages": [a, b], "hops": 2},
+        {"id": "2", "question": "b?", "answers": [], "options": {"B": "two", "A": "one"},
+         "passages": [{**b, "text": "about b", "is_supporting": True}]},
+        b"{",
+    ])  # fmt: skip
+    write_lines(tmp_path / "m/train.jsonl", [{"id": 3, "question": "c?", "passages": []}])
+    corpus = ingest("multihop", tmp_path / "m", tmp_path / "r")
+    docs = {r["title"]: r["docid"] for r in rows(corpus, "documents")}
+    assert sorted(docs) == ["A", "B"] and corpus.stats["documents"]["repeated"] == 1
+    assert {(r["qid"], r["docid"]) for r in rows(corpus, "qrels")} == {
+        ("1", docs["A"]),
+        ("2", docs["B"]),
+    }
+    queries = {r["qid"]: r for r in rows(corpus, "queries")}
+    assert [queries[q]["split"] for q in "123"] == ["dev", "dev", "train"]
+    assert queries["2"]["options"] == ["one", "two"] and queries["1"]["meta"] == '{"hops":2}'
+    assert corpus.stats["queries"]["quarantined"] == {"json": 1}
+
+
+def test_jsonl_maps_fields_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "c.jsonl", [{"key": "k", "head": "H", "body": "B", "year": 1999}])
+    corpus = ingest("jsonl", path, tmp_path / "r", id="key", title="head", text="body")
+    [row] = rows(corpus, "documents")
+    assert (row["docid"], row["title"], row["text"], row["meta"]) == (
+        "k",
+        "H",
+        "B",
+        '{"year":1999}',
+    )
+
+
+def test_records_without_ids_keep_theirs_when_a_line_is_inserted_above(tmp_path: Path) -> None:
+    old = write_lines(tmp_path / "old.jsonl", [{"text": "one"}, {"text": "two"}])
+    new = write_lines(tmp_path / "new.jsonl", [{"text": "zero"}, {"text": "one"}, {"text": "two"}])
+    before = set(column(ingest("jsonl", old, tmp_path / "r", id=None), "documents", "docid"))
+    after = set(column(ingest("jsonl", new, tmp_path / "r", id=None), "documents", "docid"))
+    assert before < after and len(after) == 3
+
+
+def test_a_folder_of_records_has_queries_and_judgements_beside_them(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "f")
+    (folder / "corpus.jsonl").rename(folder / "b.jsonl")
+    write_lines(folder / "a.jsonl", [{"_id": "y", "text": "y"}])
+    corpus = ingest("jsonl", folder, tmp_path / "r", id="_id")
+    assert column(corpus, "documents", "docid") == ["y", "01", "1", "x"]
+    assert corpus.tables["queries"].num_rows == 3 and corpus.tables["qrels"].num_rows == 3
+
+
+def test_parquet_gives_what_jsonl_gives(tmp_path: Path) -> None:
+    records = [
+        {"id": "a", "title": None, "text": "x", "n": 1},
+        {"id": "b", "title": "T", "text": "y"},
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "c.parquet", row_group_size=1)
+    write_lines(
+        tmp_path / "c.jsonl", [{k: v for k, v in r.items() if v is not None} for r in records]
+    )
+    tables = [
+        ingest(kind, tmp_path / f"c.{kind}", tmp_path / "r").tables["documents"].drop("locator")
+        for kind in ("parquet", "jsonl")
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_parquet_rows_without_text_are_set_aside_by_their_number(tmp_path: Path) -> None:
+    t = pa.table({"id": pa.array(["a", "b", None]).dictionary_encode(), "text": ["x", None, "z"]})
+    pq.write_table(t, tmp_path / "c.parquet")
+    corpus = ingest("parquet", tmp_path / "c.parquet", tmp_path / "r")
+    assert column(corpus, "quarantine", "locator") == ["c.parquet:2", "c.parquet:3"]
+
+
+def test_passages_carry_their_address_their_place_and_a_hash(tmp_path: Path) -> None:
+    text = "One two three. Four five six. Seven eight nine."
+    path = write_lines(tmp_path / "c.jsonl", [{"id": "d#1", "title": "T", "text": text}])
+    chunk = {"mode": "sentences", "words": 6, "overlap": 3}
+    corpus = ingest("jsonl", path, tmp_path / "r", chunk=chunk)
+    found = rows(corpus, "passages")
+    assert [(p["docid"], p["seq"], p["text"]) for p in found] == [
+        ("d#1#0", 0, "One two three. Four five six."),
+        ("d#1#1", 1, "Four five six. Seven eight nine."),
+    ]
+    assert all(text[p["start"] : p["end"]] == p["text"] and p["title"] == "T" for p in found)
+    assert len({p["text_hash"] for p in found}) == 2
+    for kind, t in corpus.tables.items():
+        assert t.schema.equals(table(kind, []).schema)
+
+
+def test_overlap_is_the_share_of_a_questions_words_in_its_relevant_documents(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "b"
+    write_lines(folder / "corpus.jsonl", [{"_id": "d", "title": "The river", "text": "is long"}])
+    write_lines(folder / "queries.jsonl", [
+        {"_id": "q", "text": "How long is the river?"}, {"_id": "p", "text": "Deep?"},
+    ])  # fmt: skip
+    (folder / "qrels").mkdir()
+    (folder / "qrels/test.tsv").write_text("q\td\t1\np\td\t1\n")
+    stats = ingest("beir", folder, tmp_path / "r").stats
+    assert stats["question_passage_overlap"] == (4 / 5 + 0 / 1) / 2
+    assert json.dumps(stats, allow_nan=False)
