@@ -45,8 +45,8 @@ def main() -> None:
     facts = read_table(CORPUS, "passages")["text"].to_pylist()
 
     def passage(seed: int, tokens: int) -> str:
-        """Facts ``seed``, ``seed + 97``, ... cut to so many tokens."""
-        return tokenizer.decode(tokenizer(" ".join(facts[seed::97])).input_ids[:tokens])
+        """Facts ``seed``, ``seed + 61``, ... cut to so many tokens."""
+        return tokenizer.decode(tokenizer(" ".join(facts[seed::61])).input_ids[:tokens])
 
     n = max(2, round(64 * share))
     short = [f"Here is an essay on the question: {q}\n\nFirst," for q in questions[:n]]

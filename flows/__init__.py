@@ -2,10 +2,12 @@
 
 Read in this order:
 
-* ``dvc.py``    all that is asked of DVC, and the only module that asks
-* ``build.py``  the flow: DVC's graph as tasks, one process per stage that changed
-* ``ui.py``     the Prefect server on this machine, with or without its pages
-* ``report.py`` tables and pages from what the stages wrote; pure
+* ``dvc.py``     all that is asked of DVC, and the only module that asks
+* ``build.py``   the flow: DVC's graph as tasks, one process per stage that changed
+* ``plan.py``    which stages may start; pure
+* ``process.py`` a command in its own process group: its output line by line, and a clean end
+* ``ui.py``      the Prefect server on this machine
+* ``report.py``  the leaderboard from what the stages wrote; ``page.py`` and ``svg.py`` draw it
 
 Settings are in ``prefect.toml``. Nothing here computes a result, and no stage knows of it.
 """

@@ -48,33 +48,24 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flows import dvc, report, ui
 from flows.page import STYLE, render_html
+from flows.plan import AT_ONCE, TORCH_AT_ONCE, TORCH_TAG, Plan
 from stages.errors import QuarryError
 
-AT_ONCE = 2  # stages
-TORCH_AT_ONCE = 1
-TORCH_TAG = "gpu"
-RETRY_SECONDS = (2, 10, 30, 60)  # between tries, for held locks and the network only
+# Between tries. Another DVC process may hold a stage for as long as the stage takes.
+RETRY_SECONDS = {dvc.StageBusy: (2, 5, 10, *[30] * 120), dvc.StageOffline: (2, 10, 30)}
 WATCH_SECONDS = 2  # between looks at whether the run was cancelled
 PROGRESS_SECONDS = 10  # between reports of a stage's progress to the server
-PAGE = 200  # task runs that the server gives at once
+READ_AT_ONCE = 200  # task runs; the server gives no more
 RECORD_SECONDS = 30  # for the server to write down how the tasks ended
 
-SVG = "http://www.w3.org/2000/svg"
+SVG, XHTML = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xhtml"
 
-_MODEL = re.compile(r"data/(studies/)?finetune/(?!none$)")
-_BAR = re.compile(r"(\d+)%\|[^|]*\|\s*(\d\S*/\S+) \[")  # tqdm's own; DVC's bars are shaped otherwise
-_MADE = (dvc.COMPLETED, dvc.RESTORED)
-_WELL = (*_MADE, dvc.UNCHANGED)
-
-
-def needs_torch(stage: dvc.Stage) -> bool:
-    """Whether the stage computes with torch: it reads or writes a model."""
-    return any(_MODEL.match(path) for path in (*stage.reads, *stage.writes))
+_BAR = re.compile(r"(\d+)%\|[^|]*\|\s*(\d\S*/\S+) \[")  # tqdm's own; not DVC's, about files
 
 
 def stage_environment() -> dict[str, str]:
     """One share of the cores for each stage that may run at the same time."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // AT_ONCE))
+    threads = str(max(1, (os.cpu_count() or 1) // AT_ONCE))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     return dict.fromkeys(names, threads)
 
@@ -83,7 +74,8 @@ class Terminal:
     """One bar for the flow; behind it, how far the stages are that run now."""
 
     def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit="stage", disable=None, dynamic_ncols=True)
+        form = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} stages [{elapsed}]{postfix}"
+        self._bar = tqdm(total=total, bar_format=form, disable=None, dynamic_ncols=True)
         self._shown: dict[str, str] = {}
 
     def progress(self, name: str, text: str) -> None:
@@ -111,34 +103,32 @@ def make(
         return Completed(name=dvc.UNCHANGED, message="nothing changed")
     log = get_run_logger()
     show(name, "")
-    reported = _reporter(name)
+    tell = _reporter(name)
 
     def progress(bar: str) -> None:
         if seen := _BAR.search(bar):
             text = f"{seen[1]}% {seen[2]}"
             show(name, text)
-            reported(int(seen[1]), text)
+            tell(int(seen[1]), text)
 
-    start = time.monotonic()
-    for delay in (*RETRY_SECONDS, None):
+    start, tries = time.monotonic(), 0
+    while True:
         try:
             outcome = dvc.repro(
                 name, force=force, env=stage_environment(), stop=stop,
                 on_line=log.info, on_progress=progress,
             )  # fmt: skip
+            return Completed(name=outcome, message=f"{time.monotonic() - start:.1f} s")
         except dvc.StageStopped as e:
             return Cancelled(message=str(e))
-        except dvc.StageBusy as e:
-            if delay is None:
-                return Failed(message=str(e))
-            log.warning("%s\nTrying again in %d s.", e, delay)
-            if stop.wait(delay):
-                return Cancelled(message=f"{name} was stopped between two tries")
         except dvc.StageFailed as e:
-            return Failed(message=str(e))
-        else:
-            return Completed(name=outcome, message=f"{time.monotonic() - start:.1f} s")
-    raise AssertionError("the last try returns")
+            delays = RETRY_SECONDS.get(type(e), ())
+            if tries == len(delays):
+                return Failed(message=str(e))
+            log.warning("%s\nTrying again in %d s.", e, delays[tries])
+        if stop.wait(delays[tries]):
+            return Cancelled(message=f"{name} was stopped between two tries")
+        tries += 1
 
 
 def _reporter(name: str) -> Callable[[int, str], None]:
@@ -146,7 +136,7 @@ def _reporter(name: str) -> Callable[[int, str], None]:
     log = get_run_logger()
     last, artifact = time.monotonic(), None
 
-    def report(percent: int, text: str) -> None:
+    def tell(percent: int, text: str) -> None:
         nonlocal last, artifact
         is_end = percent == 100 and artifact is not None
         if time.monotonic() - last < PROGRESS_SECONDS and not is_end:
@@ -160,12 +150,10 @@ def _reporter(name: str) -> Callable[[int, str], None]:
         else:
             update_progress_artifact(artifact, percent, description=f"{name}: {text}")
 
-    return report
+    return tell
 
 
-@flow(
-    name="build", task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE + 1), persist_result=False
-)
+@flow(name="build", task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE + 1), persist_result=False)
 def build(targets: Sequence[str] = (), force: bool = False) -> State:
     """Make the targets and all they depend on; none means every default stage.
 
@@ -178,84 +166,74 @@ def build(targets: Sequence[str] = (), force: bool = False) -> State:
     log = get_run_logger()
     log.info("%d stages, %d of them changed", len(stages), len(changed))
     _limit_torch()
-    outcomes: dict[str, str] = {}
+    plan = Plan(stages, changed)
     try:
-        _make_all(stages, changed, force, outcomes)
+        _carry_out(plan, force, Terminal(len(stages)))
     except (KeyboardInterrupt, TerminationSignal) as e:
-        return Cancelled(message=f"{type(e).__name__}; {count(outcomes, len(stages))}")
-    publish(stages, outcomes)
-    message = count(outcomes, len(stages))
-    failed = [name for name, outcome in outcomes.items() if outcome == "Failed"]
+        return Cancelled(message=f"{type(e).__name__}; {plan.summary()}")
+    publish(stages, plan.outcomes)
+    failed = [name for name, outcome in plan.outcomes.items() if outcome == "Failed"]
     if failed:
-        return Failed(message=f"failed: {', '.join(failed)}; {message}")
-    return Completed(message=message)
+        return Failed(message=f"failed: {', '.join(failed)}; {plan.summary()}")
+    return Completed(message=plan.summary())
 
 
-def count(outcomes: Mapping[str, str], total: int) -> str:
-    """``34 stages: 30 Unchanged, 3 Completed, 1 not run``."""
-    words = (*_WELL, "Failed", "Cancelled")
-    number = {word: sum(o == word for o in outcomes.values()) for word in words}
-    number["not run"] = total - sum(number.values())
-    return f"{total} stages: " + ", ".join(f"{n} {word}" for word, n in number.items() if n)
-
-
-def _make_all(
-    stages: Mapping[str, dvc.Stage], changed: set[str], force: bool, outcomes: dict[str, str]
-) -> None:
-    """Submit each stage when its upstreams have ended and a place is free; fill ``outcomes``.
+def _carry_out(plan: Plan, force: bool, terminal: Terminal) -> None:
+    """Submit stages as the plan lets them start, until all have ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, or the run was cancelled on the server. No process is left.
     """
     stop = threading.Event()
-    terminal = Terminal(len(stages))
     ended: queue.SimpleQueue[str] = queue.SimpleQueue()
     futures: dict[str, PrefectFuture[Any]] = {}
-    torch = {name for name, stage in stages.items() if needs_torch(stage)}
-    # Torch stages wait for one place among them, so they go first when there is a choice.
-    waiting = sorted(stages.values(), key=lambda stage: stage.name not in torch)
-    running: set[str] = set()
-
-    def submit(stage: dvc.Stage, run: bool) -> None:
-        options = make.with_options(
-            name=stage.name, task_run_name=stage.name,
-            tags=[TORCH_TAG] if run and stage.name in torch else None,
-        )  # fmt: skip
-        futures[stage.name] = future = options.submit(
-            stage.name, run=run, force=force, stop=stop, show=terminal.progress,
-            wait_for=[futures[u] for u in stage.upstream],
-        )  # fmt: skip
-        future.add_done_callback(lambda _, name=stage.name: ended.put(name))
-
     try:
-        for _ in _ticks_until_cancelled():
-            for stage in [s for s in waiting if all(u in outcomes for u in s.upstream)]:
-                blocked = any(outcomes[u] not in _WELL for u in stage.upstream)
-                anew = stage.name in changed or any(outcomes[u] in _MADE for u in stage.upstream)
-                run = anew and not blocked
-                if run and len(running) >= AT_ONCE:
-                    continue
-                if run and stage.name in torch and len(running & torch) >= TORCH_AT_ONCE:
-                    continue
-                waiting.remove(stage)
-                if run:
-                    running.add(stage.name)
-                submit(stage, run)
-            with contextlib.suppress(queue.Empty):
-                name = ended.get(timeout=WATCH_SECONDS)
-                futures[name].wait()
-                outcomes[name] = futures[name].state.name
-                running.discard(name)
-                terminal.finished(name)
-            if len(outcomes) == len(stages):
-                break
+        with _cancelled_on_server() as is_cancelled:
+            while not plan.is_done():
+                for stage, run in plan.start():
+                    named = make.with_options(
+                        name=stage.name, task_run_name=stage.name,
+                        tags=plan.tags(stage.name) if run else [],
+                    )  # fmt: skip
+                    futures[stage.name] = future = named.submit(
+                        stage.name, run=run, force=force, stop=stop, show=terminal.progress,
+                        wait_for=[futures[u] for u in stage.upstream],
+                    )  # fmt: skip
+                    future.add_done_callback(lambda _, name=stage.name: ended.put(name))
+                with contextlib.suppress(queue.Empty):
+                    name = ended.get(timeout=WATCH_SECONDS)
+                    futures[name].wait()
+                    plan.end(name, futures[name].state.name)
+                    terminal.finished(name)
+                if is_cancelled():
+                    raise KeyboardInterrupt
     finally:
         stop.set()
         for name, future in futures.items():
             future.wait()
-            outcomes[name] = future.state.name
+            plan.end(name, future.state.name)
         terminal.close()
         _wait_until_recorded(futures.values())
+
+
+@contextlib.contextmanager
+def _cancelled_on_server() -> Iterator[Callable[[], bool]]:
+    """A question that is put to the server every WATCH_SECONDS and answered False in between."""
+    looked = time.monotonic()
+
+    def is_cancelled() -> bool:
+        nonlocal looked
+        if time.monotonic() - looked < WATCH_SECONDS:
+            return False
+        looked = time.monotonic()
+        try:
+            state = client.read_flow_run(flow_run.id).state
+        except httpx.HTTPError:  # a busy server is asked again
+            return False
+        return state.is_cancelling() or state.is_cancelled()
+
+    with get_client(sync_client=True) as client:
+        yield is_cancelled
 
 
 def _wait_until_recorded(futures: Iterable[PrefectFuture[Any]]) -> None:
@@ -263,32 +241,17 @@ def _wait_until_recorded(futures: Iterable[PrefectFuture[Any]]) -> None:
 
     A server that is stopped too early leaves tasks Running for ever.
     """
-    open_ones = {future.task_run_id: future.state.name for future in futures}
+    awaited = {future.task_run_id: future.state.name for future in futures}
     deadline = time.monotonic() + RECORD_SECONDS
-    with get_client(sync_client=True) as client:
-        while open_ones and time.monotonic() < deadline:
-            some = TaskRunFilterId(any_=list(open_ones)[:PAGE])
-            for run in client.read_task_runs(task_run_filter=TaskRunFilter(id=some), limit=PAGE):
-                if run.state is not None and run.state.name == open_ones[run.id]:
-                    del open_ones[run.id]
-            time.sleep(0.1 if open_ones else 0)
-    if open_ones:
-        get_run_logger().warning("the server has not recorded the end of %d tasks", len(open_ones))
-
-
-def _ticks_until_cancelled() -> Iterator[None]:
-    """Yield forever; raise KeyboardInterrupt when the server says that the run is cancelled."""
-    with get_client(sync_client=True) as client:
-        looked = time.monotonic()
-        while True:
-            yield
-            if time.monotonic() - looked < WATCH_SECONDS:
-                continue
-            looked = time.monotonic()
-            with contextlib.suppress(httpx.HTTPError):  # a server that is busy is asked again
-                state = client.read_flow_run(flow_run.id).state
-                if state.is_cancelling() or state.is_cancelled():
-                    raise KeyboardInterrupt
+    with get_client(sync_client=True) as client, contextlib.suppress(httpx.HTTPError):
+        while awaited and time.monotonic() < deadline:
+            some = TaskRunFilterId(any_=list(awaited)[:READ_AT_ONCE])
+            for run in client.read_task_runs(task_run_filter=TaskRunFilter(id=some)):
+                if run.state is not None and run.state.name == awaited[run.id]:
+                    del awaited[run.id]
+            time.sleep(0.1 if awaited else 0)
+    if awaited:
+        get_run_logger().warning("the server has not recorded how %d tasks ended", len(awaited))
 
 
 def _limit_torch() -> None:
@@ -321,15 +284,15 @@ def plot_images(html: str) -> list[str]:
     """The figures of the report as Markdown images that carry their bytes with them."""
     images = []
     for figure in re.findall(r"<figure>.*?</figure>", html, re.DOTALL):
-        title = re.search(r'aria-label="([^"]*)"', figure)
+        label = re.search(r'aria-label="([^";]*)', figure)
         inner = figure.replace("<svg ", f'<svg xmlns="{SVG}" ')
         image = (
-            f'<svg xmlns="{SVG}" width="600" height="480"><foreignObject width="600" height="480">'
-            f'<div xmlns="http://www.w3.org/1999/xhtml"><style>{STYLE}</style>{inner}</div>'
-            "</foreignObject></svg>"
+            f'<svg xmlns="{SVG}" width="600" height="420"><foreignObject width="600" height="420">'
+            f'<div xmlns="{XHTML}" style="font: 15px system-ui, sans-serif">'
+            f"<style>{STYLE}</style>{inner}</div></foreignObject></svg>"
         )
         encoded = base64.b64encode(image.encode()).decode()
-        images.append(f"![{title[1] if title else ''}](data:image/svg+xml;base64,{encoded})")
+        images.append(f"![{label[1] if label else ''}](data:image/svg+xml;base64,{encoded})")
     return images
 
 
@@ -341,27 +304,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     try:
         dvc.graph(args.targets)  # a misspelt target is told before a server is started
-        with contextlib.ExitStack() as stack:
-            url = get_current_settings().api.url or ui.running()
-            if url is None:
-                print("starting the Prefect server ...", flush=True)
-                url = stack.enter_context(ui.serving())
-            stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
-            print(f"watch it: {url.removesuffix('/api')}", flush=True)
-            if sys.stderr.isatty():
-                stack.enter_context(logging_redirect_tqdm())  # lines go above the bar
+        with _server(), _lines_above_the_bar():
             state = build(args.targets, force=args.force, return_state=True)
             APILogHandler().flush()
+        if not state.is_cancelled():
+            rows = report.leaderboard_rows(report.read_evaluations())
+            print(f"\n{report.leaderboard_text(rows)}\nreport: {report.PAGE.resolve().as_uri()}")
     except QuarryError as e:
         print(f"quarry: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    if not state.is_cancelled():
-        rows = report.leaderboard_rows(report.read_evaluations())
-        print(f"\n{report.leaderboard_text(rows)}\nreport: {report.PAGE.resolve().as_uri()}")
     print(f"{state.name}: {state.message}")
     return 0 if state.is_completed() else 130 if state.is_cancelled() else 1
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """Flows in the block go to the server there is, or to one that ends with the block."""
+    with contextlib.ExitStack() as stack:
+        url = get_current_settings().api.url or ui.running()
+        if url is None:
+            print("starting the Prefect server ...", flush=True)
+            url = stack.enter_context(ui.serving())
+        stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        print(f"watch it: {url.removesuffix('/api')}", flush=True)
+        yield
+
+
+def _lines_above_the_bar() -> contextlib.AbstractContextManager[None]:
+    """On a terminal, log lines in the block leave the bar where it is."""
+    return logging_redirect_tqdm() if sys.stderr.isatty() else contextlib.nullcontext()
 
 
 if __name__ == "__main__":

@@ -10,34 +10,27 @@ and the status still says that all is up to date.
 
 import argparse
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import pty
 import re
-import selectors
-import signal
-import subprocess
 import sys
-import termios
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
 from tqdm import tqdm
 
+from flows.process import GRACE_SECONDS, Stopped, run
 from stages.errors import QuarryError
 
 UNCHANGED, RESTORED, COMPLETED = "Unchanged", "Restored", "Completed"
-GRACE_SECONDS = 10  # from SIGTERM to SIGKILL
-TICK_SECONDS = 0.2  # how late a stop may be seen
 TAIL_LINES = 20  # of the log, in the message of a failed stage
 
 # DVC's own words, before the stage can say anything; tests/flows/test_dvc.py pins them.
@@ -57,9 +50,6 @@ _NETWORK = re.compile(
     r"|Connection (reset|refused|timed out|aborted)|(Connect|Read)Timeout|ConnectionError"
     r"|Cannot connect to host|failed to connect to"
 )
-# A progress bar, or DVC's mark for one to come. Bars below bars end lines to get there.
-_BAR = re.compile(r".*\[\d+:\d+(<[^\]]*)?, [^\]]*\]$|!$")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Stage(NamedTuple):
@@ -76,7 +66,11 @@ class StageFailed(QuarryError):
 
 
 class StageBusy(StageFailed):
-    """A lock was held or the network failed: the same command may succeed a little later."""
+    """Another DVC process holds a lock that the stage needs: it works once that has ended."""
+
+
+class StageOffline(StageFailed):
+    """The network failed: the same command may succeed a little later."""
 
 
 class StageStopped(QuarryError):
@@ -137,14 +131,18 @@ def graph(targets: Sequence[str] = ()) -> dict[str, Stage]:
 def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
     """What changed, by stage, as in ``dvc status --json``; unchanged stages are not in it.
 
-    It looks at what lies there now: a stage whose upstream will be made anew may change later.
+    It looks at what lies there now: a stage whose upstream will be made anew may change later. A
+    stage that another DVC process is making counts as changed.
     """
     with _repo() as repo:
         _, order = _nodes(repo, targets)
         found: dict[str, list[Any]] = {}
         with repo.lock:
             for stage in order:
-                found.update(stage.status(check_updates=True))
+                try:
+                    found.update(stage.status(check_updates=True))
+                except LockError as e:
+                    found[stage.addressing] = [str(e)]
         return found
 
 
@@ -171,7 +169,7 @@ def repro(
     an exception leaves this function, the whole group gets SIGTERM, and SIGKILL after ``grace``.
 
     Raises:
-        StageFailed: with the end of the log; StageBusy where trying again makes sense.
+        StageFailed: with the end of the log; StageBusy or StageOffline if trying again helps.
         StageStopped: ``stop`` was set.
     """
     outcome: str | None = None
@@ -186,35 +184,22 @@ def repro(
             tail.append(line)
             on_line(line)
 
-    terminal, side = pty.openpty()
-    termios.tcsetwinsize(side, (24, 100))
     try:
-        process = subprocess.Popen(
-            command(name, force=force), env=_environment(env), start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=side,
+        status = run(
+            command(name, force=force), env=_environment(env), stop=stop, on_line=take,
+            on_progress=on_progress, grace=grace,
         )  # fmt: skip
-    except BaseException:
-        os.close(terminal)
-        raise
-    finally:
-        os.close(side)
-    with contextlib.closing(_Terminal(terminal)) as errors, process:
-        try:
-            for stream, text, ended in _read(process, errors):
-                if stop is not None and stop.is_set():
-                    raise StageStopped(f"{name} was stopped; dvc repro {name} makes it again.")
-                is_bar = stream is errors and (not ended or _BAR.match(text))
-                if is_bar:
-                    on_progress(text)
-                if ended and (not is_bar or "100%" in text):
-                    take(text)
-        finally:
-            end_group(process, grace)
-    if process.returncode:
+    except Stopped:
+        raise StageStopped(f"{name} was stopped; dvc repro {name} makes it again.") from None
+    if status:
         end = "\n".join(f"  {line}" for line in tail)
-        kind = StageBusy if _BUSY.search(end) or _NETWORK.search(end) else StageFailed
+        kind = StageFailed
+        if _NETWORK.search(end):
+            kind = StageOffline
+        if _BUSY.search(end):
+            kind = StageBusy
         raise kind(
-            f"{name} failed with exit status {process.returncode}. It alone: "
+            f"{name} failed with exit status {status}. It alone: "
             f"dvc repro --single-item {name}. The end of its log:\n{end}"
         )
     return outcome or COMPLETED  # a DVC with other words: when in doubt, it ran
@@ -225,91 +210,6 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(extra or {})}
-
-
-class _Terminal:
-    """The reading side of a pseudo-terminal, with the part of a file's interface needed here."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-def _read(
-    process: subprocess.Popen[bytes], errors: _Terminal
-) -> Iterator[tuple[IO[bytes] | _Terminal, str, bool]]:
-    """(stream, text, whether the line has ended) until the process has ended, at least 5 a second.
-
-    Text that has not ended is the latest state of a line that is redrawn: a progress bar.
-    """
-    rests: dict[IO[bytes] | _Terminal, bytes] = {process.stdout: b"", errors: b""}
-    with selectors.DefaultSelector() as selector:
-        for stream in rests:
-            selector.register(stream, selectors.EVENT_READ)
-        while True:
-            gone = process.poll() is not None  # asked first: what it wrote is read to the end
-            ready = selector.select(TICK_SECONDS) if selector.get_map() else []
-            if not ready:
-                if gone:
-                    break
-                if not selector.get_map():
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(TICK_SECONDS)
-                yield errors, "", False
-            for key, _ in ready:
-                stream = key.fileobj
-                block = _block(stream.fileno())
-                if not block:
-                    selector.unregister(stream)
-                *lines, rest = (rests[stream] + block).split(b"\n")
-                for line in lines:
-                    yield stream, _shown(line), True
-                if rest:
-                    yield stream, _shown(rest), False
-                rests[stream] = rest[max(0, rest.rstrip(b"\r").rfind(b"\r")) :]
-    for stream, rest in rests.items():
-        if rest:
-            yield stream, _shown(rest), True
-
-
-def _block(fd: int) -> bytes:
-    try:
-        return os.read(fd, 65536)
-    except OSError as e:
-        if e.errno == errno.EIO:  # how a pseudo-terminal says that its other side is closed
-            return b""
-        raise
-
-
-def _shown(line: bytes) -> str:
-    """What a terminal shows of a line: what was written after the last return to its start."""
-    return _ESCAPES.sub("", line.decode("utf-8", errors="replace")).rstrip("\r").split("\r")[-1]
-
-
-def end_group(process: subprocess.Popen[bytes], grace: float) -> None:
-    """End what is left of the process's group: SIGTERM first, SIGKILL after ``grace`` seconds."""
-    for sent, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 2.0)):
-        if not _signal_group(process, sent):
-            break
-        deadline = time.monotonic() + seconds
-        while _signal_group(process, 0) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes], sent: int) -> bool:
-    """False if the group is empty."""
-    process.poll()  # reaps it: a zombie still counts as a member
-    try:
-        os.killpg(process.pid, sent)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 _COLOURS = {
@@ -327,7 +227,10 @@ def mermaid(stages: Mapping[str, Stage], outcomes: Mapping[str, str] | None = No
         colour = f":::{outcomes[name]}" if outcomes.get(name) in _COLOURS else ""
         lines.append(f'  {node}["{name}"]{colour}')
     lines += [f"  {ids[u]} --> {ids[s.name]}" for s in stages.values() for u in s.upstream]
-    lines += [f"  classDef {word} {_COLOURS[word]}" for word in sorted(_COLOURS.keys() & {*outcomes.values()})]
+    lines += [
+        f"  classDef {word} {_COLOURS[word]}"
+        for word in sorted(_COLOURS.keys() & {*outcomes.values()})
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ STYLE = """
   --c0: #6cb2ff; --c1: #ff8a96; --c2: #6fd48b; --c3: #f0b45b; --c4: #b79bff; --c5: #4fd0d6;
   --c6: #f08ad0; --c7: #aab4c0; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 2rem 1.25rem 4rem; background: var(--bg);
+body { margin: 0 auto; max-width: 1320px; padding: 2rem 1.25rem 4rem; background: var(--bg);
   color: var(--fg); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .2rem; }
 h3 { font-size: .95rem; margin: 0 0 .4rem; }
@@ -37,7 +37,7 @@ nav a { margin-right: 1rem; } code { font: .88em ui-monospace, monospace; }
 .scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px;
   background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .42rem .7rem; text-align: right; white-space: nowrap; vertical-align: top;
+th, td { padding: .42rem .55rem; text-align: right; white-space: nowrap; vertical-align: top;
   border-top: 1px solid var(--rule); }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; }
 th:first-child { text-align: left; } tbody th { font-weight: 500; }
@@ -147,7 +147,7 @@ def _leaderboard(rows: Sequence[Row], numbers: Mapping[str, int]) -> str:
         cells += [_number(row.ms, ".1f"), _number(row.tokens, ".0f")]
         kind = ' class="baseline"' if row.is_baseline else ""
         lines.append(f"<tr{kind}>{name}{''.join(cells)}</tr>")
-    return _table(["system", *measures, "ms/query", "tokens/question"], lines)
+    return _table(["system", *measures, "ms/query", "tokens/q"], lines)
 
 
 def _scale(figures: Sequence[Figure]) -> svg.Axis:

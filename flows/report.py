@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +24,15 @@ from stages.shell import Task
 
 PAGE = Path(".quarry/report/index.html")
 MEASURES = ("nDCG@10", "R@100", "EM", "F1")  # have a column everywhere; others where they occur
+WIDE = frozenset({"SupportR"})  # too much for a terminal's width; on the page and in Markdown
 COUNTS = {"n", "tokens", "llm_calls", "failed"}  # in metrics.json, and no measures
 ALPHA = 0.05
 BETTER, WORSE = "▲", "▼"
 LEGEND = (
-    "value [95 % bootstrap interval] number of questions; "
-    f"{BETTER} {WORSE} better, worse than the baseline * (paired permutation test, Holm-adjusted "
-    f"p < {ALPHA}); - cannot be measured there, or was not measured on this machine"
+    "[95 % bootstrap interval] n = questions. "
+    f"{BETTER} {WORSE}: better, worse than the baseline *\n"
+    f"(paired permutation test, Holm-adjusted p < {ALPHA}). "
+    "-: cannot be measured there, or was not\nmeasured on this machine."
 )
 
 
@@ -152,20 +154,14 @@ def measures_of(rows: Sequence[Row]) -> list[str]:
     return [*MEASURES, *sorted({m for r in rows for m in r.figures} - {*MEASURES})]
 
 
-def _cells(row: Row, measures: Sequence[str]) -> list[str]:
-    system = f"{row.system} *" if row.is_baseline else row.system
-    figures = (format_figure(row.figures.get(m)) for m in measures)
-    return [system, *figures, format_number(row.ms, ".1f"), format_number(row.tokens, ".0f")]
-
-
-def format_figure(figure: Figure | None) -> str:
-    """``0.376 [0.341–0.410] 225 ▲``, or '-'."""
+def format_figure(figure: Figure | None, between: str = " ") -> str:
+    """``0.376 ▲`` and ``[0.341–0.410] n=225``, or '-'."""
     if figure is None:
         return "-"
+    value = f"{figure.value:.3f} {figure.mark}".rstrip()
     if figure.n is None:
-        return f"{figure.value:.3f}"
-    text = f"{figure.value:.3f} [{figure.low:.3f}–{figure.high:.3f}] {figure.n}"
-    return f"{text} {figure.mark}".rstrip()
+        return value
+    return f"{value}{between}[{figure.low:.3f}–{figure.high:.3f}] n={figure.n}"
 
 
 def format_number(value: float | None, spec: str) -> str:
@@ -173,14 +169,20 @@ def format_number(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 
-def _tables(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
+def _tables(
+    rows: Sequence[Row], between: str, without: frozenset[str] = frozenset()
+) -> list[tuple[str, list[list[str]]]]:
     """Title and lines of cells (the first is the head) for each evaluation."""
     tables = []
     for name, group in groupby(rows, key=lambda r: r.evaluation):
         members = list(group)
-        measures = measures_of(members)
-        head = ["system", *measures, "ms/query", "tokens/question"]
-        tables.append((name, [head, *(_cells(row, measures) for row in members)]))
+        measures = [m for m in measures_of(members) if m not in without]
+        lines = [["system", *measures, "ms/query", "tokens/q"]]
+        for row in members:
+            figures = [format_figure(row.figures.get(m), between) for m in measures]
+            costs = [format_number(row.ms, ".1f"), format_number(row.tokens, ".0f")]
+            lines.append([f"{row.system} *" if row.is_baseline else row.system, *figures, *costs])
+        tables.append((name, lines))
     return tables
 
 
@@ -189,17 +191,22 @@ def leaderboard_text(rows: Sequence[Row]) -> str:
     if not rows:
         return "No evaluation was made yet: dvc repro.\n"
     parts = []
-    for name, table in _tables(rows):
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in table]
-        parts += [name, "─" * len(lines[0]), *(line.rstrip() for line in lines), ""]
+    for name, table in _tables(rows, "\n", WIDE):
+        lines = [
+            line
+            for cells in table
+            for line in zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in lines]
+        parts += [name, "─" * len(texts[0]), *(text.rstrip() for text in texts), ""]
     return "\n".join([*parts, LEGEND, ""])
 
 
 def leaderboard_markdown(rows: Sequence[Row]) -> str:
     """The leaderboard as Markdown: a table per evaluation."""
     parts = []
-    for name, (head, *lines) in _tables(rows):
+    for name, (head, *lines) in _tables(rows, " "):
         parts += [f"### {_plain(name)}", "", _line(head), _line(["---"] * len(head))]
         parts += [*map(_line, lines), ""]
     return "\n".join([*parts, _plain(LEGEND), ""]) if parts else leaderboard_text(rows)

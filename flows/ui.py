@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.dvc import end_group
+from flows.process import end_group
 from stages.errors import QuarryError
 
 HOST = "127.0.0.1"

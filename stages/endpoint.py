@@ -58,7 +58,7 @@ class EndpointGenerator:
             headers["Authorization"] = f"Bearer {os.environ[variable]}"
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT, limits=limits)
-        self.calls = self.prompts = self.tokens = 0  # batch calls, prompts in them, tokens paid for
+        self.calls = self.prompts = self.tokens = 0  # batch calls, prompts, tokens in and out
 
     @cached_property
     def context(self) -> int | None:
@@ -78,7 +78,9 @@ class EndpointGenerator:
             QuarryError: the server is down, or refuses a request.
         """
         self._tally(len(requests))
-        return self._each(self._generate, requests)
+        generations = self._each(self._generate, requests)
+        self.tokens += sum(g.tokens_in + g.tokens_out for g in generations)
+        return generations
 
     def logprobs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[LogProb]:
         """log p(completions[i] | prompts[i]); the two are tokenised separately.
@@ -134,15 +136,16 @@ class EndpointGenerator:
                         name, what = said.get(timeout=IDLE)
                     except queue.Empty:
                         continue
-                    if isinstance(what, Exception):
-                        raise what
                     if name not in stops:
                         continue  # it was cancelled
+                    if isinstance(what, Exception):
+                        raise what
                     if isinstance(what, str):
                         texts[name].append(what)
                         yield TokenEvent(name, what, None)
                     else:
                         del stops[name]
+                        self.tokens += what.tokens_in + what.tokens_out
                         yield TokenEvent(name, "", what)
             finally:
                 for stop in stops.values():
@@ -195,7 +198,6 @@ class EndpointGenerator:
         finish: Finish = "length" if reason == "length" else "stop" if request.stop else "eos"
         if finish == "stop" and "stop_reason" in choice:
             finish = "stop" if isinstance(choice["stop_reason"], str) else "eos"
-        self.tokens += usage["total_tokens"]
         return Generation(text, usage["prompt_tokens"], usage["completion_tokens"], finish)
 
     def _cut(self, request: Request, said: list[str]) -> Generation:

@@ -9,8 +9,9 @@ A prompt that begins like another one, read or being read, copies its keys and v
 of reading that part again (radix attention: Zheng et al., SGLang, NeurIPS 2024, with a short
 list in the place of the tree).
 
-Greedy texts do not depend on what else is in the batch, samples on nothing but the request's
-seed; log-probabilities differ by up to 2e-5 with the batch, see ``pick``.
+A greedy text does not depend on what else is in the batch, and a sample on nothing but its
+request: float32 sums in another order differ by up to 2e-5, so only a tie that close could show.
+Log-probabilities do show it, see ``pick``.
 """
 
 import json
@@ -310,7 +311,8 @@ class _Running:
         self.name, self.request = name, request
         self.fill = Fill(ids, len(ids) - 1)
         self.limit = min(request.max_tokens, window - len(ids))
-        self.random = torch.Generator().manual_seed(request.seed)
+        if request.temperature > 0:
+            self.random = torch.Generator().manual_seed(request.seed)
         self.out: list[int] = []
         self.text = self.said = ""
         self.ended = False

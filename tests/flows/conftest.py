@@ -60,6 +60,7 @@ texts = [path.read_text() for path in reads if path.exists()]
 (out / "text").write_text(" ".join([*texts, entry["text"]]).split("#")[0].strip())
 '''
 
+
 class Project:
     """A DVC project whose stages are the entries of ``step`` and ``finetune``."""
 

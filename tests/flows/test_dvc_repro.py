@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flows import dvc
+from flows import dvc, process
 
 
 def repro(name, **options):
@@ -66,6 +66,22 @@ def test_a_held_lock_is_told_apart_from_a_failure(project):
     with pytest.raises(dvc.StageBusy, match="is busy"):
         repro("step@a")
     assert project.calls() == []
+    assert "is busy" in str(dvc.status()["step@a"]), "asking is possible all the same"
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("HTTPSConnectionPool: Temporary failure in name resolution", dvc.StageOffline),
+        ("ConnectionError: [Errno 104] Connection reset by peer", dvc.StageOffline),
+        ("KeyError: 'qid'", dvc.StageFailed),
+    ],
+)
+def test_a_network_error_is_told_apart_from_a_failure(project, reason, kind):
+    project.write(step={"a": {"do": f"fail:{reason}"}})
+    with pytest.raises(dvc.StageFailed) as caught:
+        repro("step@a")
+    assert type(caught.value) is kind
 
 
 def test_two_stages_run_at_the_same_time(project):
@@ -132,7 +148,7 @@ def test_stages_find_this_python_first_and_the_environment_they_are_given(projec
     ],
 )
 def test_a_line_is_taken_as_a_terminal_would_show_it(raw, shown):
-    assert dvc._shown(raw) == shown
+    assert process._shown(raw) == shown
 
 
 def test_the_command_line_verifies_and_help_names_it():

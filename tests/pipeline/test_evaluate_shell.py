@@ -31,6 +31,7 @@ def project(tmp_path: Path) -> Path:
         f"  good: {{{keys}, fused: c, baseline: one}}\n"
         f"  some: {{{keys}, fused: c, baseline: one, runs: [mixed]}}\n"
         f"  lost: {{{keys}, fused: none, baseline: mixed}}\n"
+        f"  no-fused: {{{keys}, fused: d, baseline: one}}\n"
         f"  clash: {{{keys}, fused: clash, baseline: one}}\n"
     )
     query = {"text": "?", "split": "test", "answers": [], "options": [], "meta": "{}"}
@@ -73,6 +74,10 @@ def test_named_runs_and_the_baseline_take_part(project):
             "lost",
             "evaluate.lost.baseline: no run 'mixed' in data/runs/c; there are: one, two. "
             "Make it with: dvc repro serve@mixed (or fuse@mixed)",
+        ),
+        (
+            "no-fused",
+            "evaluate.no-fused: data/fused/d is missing. Make it with: dvc repro fuse",
         ),
         (
             "clash",

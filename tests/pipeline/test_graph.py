@@ -11,11 +11,6 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 STUDIES = yaml.safe_load((ROOT / "studies" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 ROOMS = ["ingest", "triples", "pairs", "finetune", "index", "serve", "fuse", "evaluate"]
-# The contract and the shell: read by all; a change of theirs that changes a result shows in a
-# table's schema or a version string, and would otherwise rerun everything for a comment.
-EVERYWHERE = {f"stages/{n}.py" for n in ("__init__", "errors", "tables", "types", "params", "shell")}
-
-
 def project_imports(path: Path) -> set[Path]:
     """Files of the project that a file imports, wherever in the file the import stands."""
     found = set()
@@ -65,7 +60,7 @@ ENTRIES = [(room, key) for room in ROOMS for key in PARAMS[room]]
 def needs(room: str, key: str) -> set[str]:
     deps = resolved(GRAPH[room]["do"]["deps"], PARAMS[room][key], key)
     shell = ROOT / "stages" / room / "__main__.py"
-    return closure(shell, method_file(deps, room)) - EVERYWHERE
+    return closure(shell, method_file(deps, room))
 
 
 def opens_index(room: str) -> bool:

@@ -136,7 +136,7 @@ def kill_midway(room: str, progress: Callable[[str], int]) -> str:
         command = [sys.executable, "-m", f"stages.{room}", "mine"]
         with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and not progress(store):
-                time.sleep(0.002)
+                time.sleep(0.005)
             process.kill()
         log.warning("%s: %d records, status %d", room, progress(store), process.returncode)
         if process.returncode == -9:
@@ -160,7 +160,7 @@ def kept_now(monkeypatch) -> list[int]:
     [
         pytest.param("ingest", long_ingest, id="ingest"),
         pytest.param("triples", long_parse, id="triples by parse"),
-        pytest.param("triples", long_llm, id="triples by llm"),
+        pytest.param("triples", long_llm, id="triples by llm", marks=pytest.mark.slow),
         pytest.param("index", long_encode, id="index"),
         pytest.param("serve", long_serve, id="serve"),
         pytest.param("pairs", long_pairs, id="pairs", marks=pytest.mark.slow),

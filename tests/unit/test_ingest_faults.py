@@ -74,9 +74,9 @@ def test_the_same_row_twice_is_a_repeat_and_no_conflict(tmp_path: Path) -> None:
     assert stats == {"read": 3, "kept": 2, "repeated": 1, "quarantined": {}, "duplicates": 0}
 
 
-def test_blank_lines_windows_lines_and_a_missing_last_newline_are_ordinary(tmp_path: Path) -> None:
+def test_a_mark_blank_lines_windows_lines_and_no_last_newline_are_ordinary(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
-    path.write_bytes(b'{"id": "a", "text": "x"}\r\n\n   \n{"id": "b", "text": "y"}')
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a", "text": "x"}\r\n\n   \n{"id": "b", "text": "y"}')
     corpus = ingest("jsonl", path, tmp_path / "r")
     assert column(corpus, "documents", "text") == ["x", "y"]
     assert column(corpus, "documents", "locator") == ["c.jsonl:1", "c.jsonl:4"]
