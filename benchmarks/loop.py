@@ -5,7 +5,7 @@ peer runs every effect when its question asks for it, at its best thread count. 
 two rounds of ITER-RETGEN (Shao et al., EMNLP 2023) with prompts of at most 64 tokens and 24 new
 tokens each. Answers, passages and counts of calls must be equal.
 
-The second line is arithmetic, not time: calls of the model against batches of them. About 25
+The second line is arithmetic, not time: calls of the model against batches of them. About 40
 minutes on 2 idle cores; ``--questions 16`` takes a quarter.
 """
 

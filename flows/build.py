@@ -20,6 +20,7 @@ import contextlib
 import os
 import queue
 import re
+import signal
 import sys
 import threading
 import time
@@ -325,6 +326,8 @@ def _server() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         url = get_current_settings().api.url or ui.running()
         if url is None:
+            for sent in (signal.SIGTERM, signal.SIGHUP):  # or they would leave it running
+                signal.signal(sent, signal.default_int_handler)
             print("starting the Prefect server ...", flush=True)
             url = stack.enter_context(ui.serving())
         stack.enter_context(temporary_settings({PREFECT_API_URL: url}))

@@ -26,8 +26,15 @@ class Plan:
         self.outcomes: dict[str, str] = {}  # the name of the state in which a stage ended
         self._changed = changed
         self._torch = {name for name, stage in stages.items() if needs_torch(stage)}
-        # All torch stages wait for one place, so they go first where there is a choice.
-        self._waiting = sorted(stages.values(), key=lambda stage: stage.name not in self._torch)
+        behind: dict[str, set[str]] = {name: set() for name in stages}
+        for stage in reversed(stages.values()):  # upstream comes first in the graph
+            for name in stage.upstream:
+                behind[name] |= behind[stage.name] | {stage.name}
+        # All torch stages wait for one place: they go first, those that most others wait for before
+        # the others.
+        self._waiting = sorted(
+            stages.values(), key=lambda s: (s.name not in self._torch, -len(behind[s.name]))
+        )
         self._running: set[str] = set()
         self._total = len(stages)
 

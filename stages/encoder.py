@@ -3,8 +3,8 @@
 A vector depends on its text alone, byte for byte. Batches are why it usually does not: another
 number of rows or another padded length sums in another order. So every forward pass here has a
 fixed shape, which the text's own number of tokens decides (``fixed_shape``); dummy rows fill the
-last batch. A new document gets the bytes that it would get among a million others, on the same kind of processor,
-with the same packages and threads: those are in its key.
+last batch. A new document gets the bytes that it would get among a million others, on the same
+kind of processor, with the same packages and threads: those are in its key.
 
 ``embed`` puts the record store in front: no text is encoded twice, across entries and runs.
 
@@ -12,6 +12,7 @@ Reimers & Gurevych, Sentence-BERT, EMNLP 2019; Formal et al., SPLADE v2, arXiv:2
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,34 +41,46 @@ Forward = Callable[[Any, torch.Tensor], torch.Tensor]  # (model output, mask (b,
 
 
 class _Model:
-    """A transformer that only ever runs in fixed shapes, and counts the texts it has read."""
+    """A transformer that only ever runs in fixed shapes, and counts the texts it has read.
 
-    def __init__(self, folder: Path, role: Literal["dense", "sparse"], max_tokens: int, threads: int):
+    Its weights are loaded when it first reads one: not at all where every vector is kept already.
+    """
+
+    def __init__(
+        self, folder: Path, role: Literal["dense", "sparse"], max_tokens: int, threads: int
+    ):
         made = read_training(folder, role)
-        kind = transformers.AutoModel if role == "dense" else transformers.AutoModelForMaskedLM
-        transformers.utils.logging.disable_progress_bar()
-        self.net, report = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True,
-        )  # fmt: skip
-        # A pooler is not used; any other weight that is not there would be a random number.
-        if missing := [w for w in sorted(report["missing_keys"]) if not w.startswith("pooler.")]:
-            raise QuarryError(
-                f"{folder}: no weights for {', '.join(missing[:3])}: not a {role} encoder. "
-                f"Name another finetune entry in params.yaml."
-            )
-        self.net.eval()
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.max_tokens = min(
-            max_tokens, self.net.config.max_position_embeddings, self.tokenizer.model_max_length
-        )
-        self.batch_tokens, self.threads = TOKENS[role], threads
+        self.folder, self.role, self.threads = folder, role, threads
+        self.config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        longest = _json(folder / "tokenizer_config.json", {}).get("model_max_length", max_tokens)
+        self.max_tokens = min(max_tokens, longest, self.config.max_position_embeddings)
         self.prompts = _prompts(folder)
         # Everything that decides a vector, but for packages and processor.
         self.fingerprint = digest(
             "encoder", VERSION, made["fingerprint"], str(self.max_tokens), str(threads)
         )
         self.encoded = 0
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    @functools.cached_property
+    def net(self) -> torch.nn.Module:
+        dense = self.role == "dense"
+        kind = transformers.AutoModel if dense else transformers.AutoModelForMaskedLM
+        transformers.utils.logging.disable_progress_bar()
+        net, report = kind.from_pretrained(
+            self.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True,
+        )  # fmt: skip
+        # A pooler is not used; any other weight that is not there would be a random number.
+        if missing := [w for w in sorted(report["missing_keys"]) if not w.startswith("pooler.")]:
+            raise QuarryError(
+                f"{self.folder}: no weights for {', '.join(missing[:3])}: not a {self.role} "
+                f"encoder. Name another finetune entry in params.yaml."
+            )
+        return net.eval()
 
     def key(self, text: str, role: Role) -> str:
         """Where the record store keeps this text's vector: all that made it."""
@@ -81,13 +94,13 @@ class _Model:
         """(positions in ``texts``, their pooled rows), batch by batch."""
         if not texts:
             return
-        prompt = self.prompts[role]
+        prompt, batch_tokens = self.prompts[role], TOKENS[self.role]
         tokens = self.tokenizer(
             [prompt + t for t in texts], truncation=True, max_length=self.max_tokens
         )["input_ids"]
         groups: dict[tuple[int, int], list[int]] = {}
         for i, ids in enumerate(tokens):
-            groups.setdefault(fixed_shape(len(ids), self.batch_tokens), []).append(i)
+            groups.setdefault(fixed_shape(len(ids), batch_tokens), []).append(i)
         with _threads(self.threads), torch.inference_mode():
             for shape, group in groups.items():
                 for at in range(0, len(group), shape[0]):
@@ -109,6 +122,7 @@ def fixed_shape(n_tokens: int, batch_tokens: int) -> tuple[int, int]:
     Lengths are multiples of 4 up to 32 tokens, of 8 up to 64, of 16 up to 128 and so on: padding
     stays below a quarter, and there are few enough lengths to fill batches of each.
     """
+    n_tokens = max(1, n_tokens)  # a tokenizer without marks leaves nothing of an empty text
     step = max(4, 1 << (n_tokens - 1).bit_length() >> 3)
     length = -(-n_tokens // step) * step
     return max(1, min(ROWS, batch_tokens // length)), length
@@ -120,7 +134,7 @@ class DenseEncoder:
     def __init__(self, folder: Path, *, max_tokens: int, threads: int) -> None:
         self.model = _Model(folder, "dense", max_tokens, threads)
         self.name, self.fingerprint = folder.name, self.model.fingerprint
-        self.dim: int = self.model.net.config.hidden_size
+        self.dim: int = self.model.config.hidden_size
         self._pool = _POOLING[_pooling(folder)]
 
     def encode(self, texts: Sequence[str], role: Role) -> npt.NDArray[np.float32]:
@@ -145,7 +159,7 @@ class SparseEncoder:
     def __init__(self, folder: Path, *, max_tokens: int, threads: int) -> None:
         self.model = _Model(folder, "sparse", max_tokens, threads)
         self.name, self.fingerprint = folder.name, self.model.fingerprint
-        self.dim: int = self.model.net.config.vocab_size
+        self.dim: int = self.model.config.vocab_size
 
     def encode(self, texts: Sequence[str], role: Role) -> sp.csr_matrix:
         """(n, vocabulary) in float32, columns in order; row i depends on texts[i] alone."""
@@ -175,13 +189,18 @@ class SparseEncoder:
 
 
 def open_encoder(
-    folder: Path, role: Literal["dense", "sparse"] = "dense", *, max_tokens: int = 128, threads: int = 1
+    folder: Path,
+    role: Literal["dense", "sparse"] = "dense",
+    *,
+    max_tokens: int = 128,
+    threads: int = 1,
 ) -> DenseEncoder | SparseEncoder:
     """The encoder of a model directory. ``max_tokens`` is cut to what the model can read.
 
     Raises:
-        QuarryError: not a model directory of this role, weights missing, or a pooling or module
-            of sentence-transformers that is not implemented here.
+        QuarryError: not a model directory of this role, or a pooling or module of
+            sentence-transformers that is not implemented here; when it first encodes: weights
+            are missing.
     """
     kind = DenseEncoder if role == "dense" else SparseEncoder
     return kind(folder, max_tokens=max_tokens, threads=threads)
@@ -205,11 +224,11 @@ def embed(
         vectors = encoder.encode([text for _, text in records], "passage")
         values = vectors.data if sp.issparse(vectors) else vectors
         if not np.isfinite(values).all():
-            finite = [np.isfinite(np.asarray(vectors[i].sum())) for i in range(len(records))]
+            bad = [np.isfinite(vectors[i].sum()) for i in range(len(records))].index(False)
             raise QuarryError(
-                f"encoder '{encoder.name}': the vector of document {records[finite.index(False)][0]!r}"
-                f" has NaN or infinity. Its weights are damaged: make the model again "
-                f"(dvc repro finetune@{encoder.name}), with a smaller learning rate if it was trained."
+                f"encoder '{encoder.name}': the vector of document {records[bad][0]!r} has NaN or "
+                f"infinity. Its weights are damaged: make the model again (dvc repro -f "
+                f"finetune@{encoder.name}), with a smaller learning rate if it was trained."
             )
         return encoder.pack(vectors)
 
@@ -243,7 +262,7 @@ _POOLING: dict[str, Forward] = {"mean": _mean, "cls": _first}
 
 
 def _pooling(folder: Path) -> str:
-    """How sentence-transformers' files say that tokens become one vector; the mean if they don't."""
+    """How sentence-transformers' files say that tokens become one vector; else the mean."""
     modules = _json(folder / "modules.json", [])
     known = {"Transformer", "Pooling", "Normalize"}
     if other := [m["type"] for m in modules if m["type"].rpartition(".")[2] not in known]:

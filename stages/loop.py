@@ -154,6 +154,13 @@ def run_loop(
             engine.tick(active)
             bar.update(len(done) - bar.n)
     engine.warn_diverged()
+    n_asked, n_unique, n_cached = (
+        sum(getattr(t, n) for t in engine.ticks) for n in ("n_requests", "n_unique", "n_cached")
+    )
+    log.info(
+        "%d questions in %d ticks: %d effects, %d of them distinct, %d reused",
+        len(done), engine.n_ticks, n_asked, n_unique, n_cached,
+    )  # fmt: skip
     return Loop(
         sorted((Answered(q.qid, q.end, q.counts, q.error) for q in done), key=lambda a: a.qid),
         sort_table(table("effects", engine.rows), "effects"),

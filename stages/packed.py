@@ -133,10 +133,9 @@ def _attend(
             f"{type(module).__name__} caps its attention logits or has sinks, which the local "
             f"generator has not. Serve the model (vLLM, llama.cpp) and name the server instead."
         )
-    layer, n, (heads, kv_heads, d) = module.layer_idx, len(pack.lens), (
-        query.shape[1], key.shape[1], query.shape[3]
-    )  # fmt: skip
-    out = torch.zeros_like(query.transpose(1, 2))  # (1, t, heads, d)
+    layer, n = module.layer_idx, len(pack.lens)
+    heads, kv_heads, d = query.shape[1], key.shape[1], query.shape[3]
+    out = torch.empty_like(query.transpose(1, 2))  # (1, t, heads, d)
     if n:
         keys, values = pack.rows.kv[layer, :, :n].unbind(0)  # (n, kv heads, columns, d)
         row = torch.arange(n)
@@ -159,6 +158,7 @@ def _attend(
         )  # fmt: skip
         out[:, here] = seen.transpose(1, 2)
         at = here.stop
+    out[:, at:] = 0  # padding
     return out, None
 
 
@@ -187,7 +187,7 @@ class PackedModel:
         c = self.config
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         d = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        fill.kv = torch.zeros(c.num_hidden_layers, 2, heads, len(fill.ids), d)
+        fill.kv = torch.empty(c.num_hidden_layers, 2, heads, len(fill.ids), d)
         if fill.shared:
             fill.kv[..., : fill.shared, :] = fill.donor.kv[..., : fill.shared, :]
         fill.done, fill.donor = fill.shared, None

@@ -57,9 +57,9 @@ def passages_of(texts: dict[str, tuple[str, str]]) -> pa.Table:
     """A passages table from docid -> (title, text)."""
     rows = [
         {
-            "docid": docid, "parent": docid.rpartition("#")[0], "seq": int(docid.rpartition("#")[2]),
-            "title": title, "text": text, "start": 0, "end": len(text),
-            "text_hash": digest(title, text),
+            "docid": docid, "parent": docid.rpartition("#")[0],
+            "seq": int(docid.rpartition("#")[2]), "title": title, "text": text, "start": 0,
+            "end": len(text), "text_hash": digest(title, text),
         }
         for docid, (title, text) in texts.items()
     ]  # fmt: skip

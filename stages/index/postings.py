@@ -20,7 +20,11 @@ def as_arrays(postings: sp.csr_matrix) -> dict[str, np.ndarray]:
     """What is kept of the matrix: rows of a word ascend."""
     postings.sort_indices()
     at = np.int32 if postings.nnz < 2**31 else np.int64  # scipy wants one type for both
-    values = postings.data.astype(np.float32), postings.indices.astype(at), postings.indptr.astype(at)
+    values = (
+        postings.data.astype(np.float32),
+        postings.indices.astype(at),
+        postings.indptr.astype(at),
+    )
     return dict(zip(NAMES, values, strict=True))
 
 

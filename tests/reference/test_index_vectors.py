@@ -71,7 +71,9 @@ def test_impact_search_is_the_sparse_product_with_ties_by_row(k: int) -> None:
     queries = sp.random(30, 50, density=0.1, random_state=rng, format="csr", dtype="f4")
     queries.data[:] = 1
     dense = queries.toarray() @ passages.toarray().T
-    for (rows, scores), row in zip(search_postings(queries, passages.T.tocsr(), k), dense, strict=True):
+    for (rows, scores), row in zip(
+        search_postings(queries, passages.T.tocsr(), k), dense, strict=True
+    ):
         order = np.lexsort((np.arange(300), -row))
         expected = [i for i in order if row[i] > 0][:k]
         assert rows.tolist() == expected and scores.tolist() == row[expected].tolist()
@@ -86,7 +88,9 @@ def test_hits_are_those_of_brute_force_over_the_encoder_vectors(kind: str, tmp_p
     texts = [f"{title} {text}" if title else text for title, text in MOUNTAINS.values()]
     queries = ["volcano", "first climbed", "a river to the sea"]
     as_rows = np.asarray if kind == "flat" else lambda v: v.toarray()
-    asked, given = (as_rows(encoder.encode(t, r)) for t, r in ((queries, "query"), (texts, "passage")))
+    asked, given = (
+        as_rows(encoder.encode(t, r)) for t, r in ((queries, "query"), (texts, "passage"))
+    )
     found = opened(made).search(queries, 4)
     for hits, best in zip(found, exact(asked, given, docids, 4), strict=True):
         assert [h.docid for h in hits] == [d for _, d in best]

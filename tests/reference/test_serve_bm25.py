@@ -63,7 +63,7 @@ def use(world, method, **values):
 
 def test_search_gives_bm25s_own_ranking_collapsed_to_documents(world):
     run = written.write_run(serve(world, use(world, search, model="none", k=3)).answered, 3)
-    rows = world[1]._passages.to_pylist()
+    rows = world[1]._table.to_pylist()
     stemmer = Stemmer.Stemmer("english")
     words = partial(bm25s.tokenize, stopwords="en", stemmer=stemmer, show_progress=False)
     peer = bm25s.BM25(k1=1.2, b=0.75)

@@ -32,6 +32,7 @@ def test_shapes_are_few_and_padding_is_below_a_quarter() -> None:
         (16, 4), (16, 4), (16, 8), (16, 32), (12, 40), (8, 64), (6, 80), (4, 128), (4, 128),
         (3, 160), (1, 512),
     ]  # fmt: skip
+    assert fixed_shape(0, 512) == (16, 4)
     assert fixed_shape(1024, 512) == (1, 1024), "one row, however long"
     assert all(fixed_shape(n, 512)[1] - n < max(4, n / 4) for n in range(1, 513))
     assert len({fixed_shape(n, 512) for n in range(1, 513)}) == 24
@@ -75,6 +76,14 @@ def test_a_text_is_encoded_once_across_calls_and_documents(role, request, tmp_pa
     assert abs(again[1:] - fresh[::-1]).max() == 0
 
 
+def test_weights_are_not_loaded_where_every_vector_is_kept(dense, tmp_path: Path) -> None:
+    fresh = open_encoder(encoder_dir("dense"))
+    with RecordStore(tmp_path) as store:
+        vectors = embed(dense, DOCIDS, TEXTS, store)
+        assert (embed(fresh, DOCIDS, TEXTS, store) == vectors).all()
+    assert fresh.model.encoded == 0 and "net" not in vars(fresh.model)
+
+
 def test_another_length_another_model_or_another_number_of_threads_is_another_record(dense) -> None:
     longer = open_encoder(encoder_dir("dense"), max_tokens=256)
     two = open_encoder(encoder_dir("dense"), threads=2)
@@ -90,7 +99,9 @@ def test_text_beyond_max_tokens_is_not_read() -> None:
     assert (a == b).all() and (a != c).any()
 
 
-def test_the_prompts_of_the_model_directory_stand_before_queries_and_passages(tmp_path, dense) -> None:
+def test_the_prompts_of_the_model_directory_stand_before_queries_and_passages(
+    tmp_path, dense
+) -> None:
     said = {"prompts": {"query": "query: ", "document": "passage: "}}
     folder = encoder_with("dense", tmp_path / "e5", {"config_sentence_transformers.json": said})
     e5 = open_encoder(folder)
@@ -100,14 +111,19 @@ def test_the_prompts_of_the_model_directory_stand_before_queries_and_passages(tm
 
 
 @pytest.mark.parametrize(
-    "config", [{"pooling_mode": "cls"}, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}]
-)  # fmt: skip
+    "config",
+    [{"pooling_mode": "cls"}, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}],
+)
 def test_pooling_is_what_the_directory_says_in_both_of_its_dialects(tmp_path, config) -> None:
-    encoder = open_encoder(encoder_with("dense", tmp_path / "cls", {"1_Pooling/config.json": config}))
+    encoder = open_encoder(
+        encoder_with("dense", tmp_path / "cls", {"1_Pooling/config.json": config})
+    )
     tokens = encoder.model.tokenizer(["Fuji"], return_tensors="pt")
     with torch.inference_mode():
         first = encoder.model.net(**tokens).last_hidden_state[0, 0].numpy()
-    assert np.allclose(encoder.encode(["Fuji"], "query")[0], first / np.linalg.norm(first), atol=1e-6)
+    assert np.allclose(
+        encoder.encode(["Fuji"], "query")[0], first / np.linalg.norm(first), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +154,7 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
     (folder / "training.json").unlink()
     write_training(folder, "sparse", recipe="package")
     with pytest.raises(QuarryError, match="no weights for cls.predictions.*not a sparse encoder"):
-        open_encoder(folder, "sparse")
+        open_encoder(folder, "sparse").encode(["Fuji"], "query")
 
 
 @pytest.mark.parametrize("role", ["dense", "sparse"])
@@ -148,7 +164,7 @@ def test_nan_in_a_vector_names_the_document_and_nothing_is_kept(role: str, tmp_p
     with torch.no_grad():
         encoder.model.net.get_input_embeddings().weight[damaged] = torch.nan
     with RecordStore(tmp_path) as store:
-        with pytest.raises(QuarryError, match=r"document 'etna#0' has NaN.*dvc repro finetune@"):
+        with pytest.raises(QuarryError, match=r"document 'etna#0' has NaN.*dvc repro -f finetune@"):
             embed(encoder, DOCIDS, TEXTS, store)
         assert store.size_bytes() == 0
 

@@ -118,7 +118,8 @@ def test_nothing_here_unpickles_evaluates_or_opens_a_shell() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                assert name not in {"eval", "exec", "os.system", "pickle.load", "pickle.loads"}, path
+                assert name not in {"eval", "exec", "os.system"}, path
+                assert not name.startswith("pickle."), path
                 assert name != "torch.load", f"{path}: weights are safetensors"
                 shell = [k for k in node.keywords if k.arg == "shell"]
                 assert not shell, f"{path}: argv lists only"

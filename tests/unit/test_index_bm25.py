@@ -64,5 +64,7 @@ def test_title_and_text_are_indexed(tmp_path: Path) -> None:
         ("none", "arabic", "", []),
     ],
 )
-def test_words_are_lower_case_without_stop_words_and_stemmed(stopwords, stemmer, text, words) -> None:
+def test_words_are_lower_case_without_stop_words_and_stemmed(
+    stopwords, stemmer, text, words
+) -> None:
     assert word_stemmer(stemmer)(word_splitter(stopwords)(text)) == words

@@ -29,7 +29,12 @@ class Fixed:
 
 def test_equal_scores_go_to_the_larger_docid_and_ranks_start_at_one() -> None:
     run = run_table(["q"], [[Hit("a", 1.0), Hit("c", 1.0), Hit("b", 1.0), Hit("z", 0.5)]])
-    assert rows(run) == [("q", "c", 1, 1.0), ("q", "b", 2, 1.0), ("q", "a", 3, 1.0), ("q", "z", 4, 0.5)]
+    assert rows(run) == [
+        ("q", "c", 1, 1.0),
+        ("q", "b", 2, 1.0),
+        ("q", "a", 3, 1.0),
+        ("q", "z", 4, 0.5),
+    ]
 
 
 def test_docids_are_compared_as_bytes_of_utf8() -> None:
@@ -68,7 +73,9 @@ def test_a_document_has_the_score_of_its_best_passage() -> None:
 
 def test_a_query_whose_passages_are_of_few_documents_is_asked_again_deeper() -> None:
     long = [(f"long#{i}", 9.0 - i / 100) for i in range(30)]
-    retriever = Fixed(deep=[*long, ("b#0", 1.0), ("a#0", 0.5)], shallow=[("x#0", 2.0), ("y#0", 1.0)])
+    retriever = Fixed(
+        deep=[*long, ("b#0", 1.0), ("a#0", 0.5)], shallow=[("x#0", 2.0), ("y#0", 1.0)]
+    )
     deep, shallow = search_documents(retriever, ["deep", "shallow"], 2)
     assert deep == [Hit("long", 9.0), Hit("b", 1.0)]
     assert shallow == [Hit("x", 2.0), Hit("y", 1.0)]

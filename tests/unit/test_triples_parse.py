@@ -8,6 +8,7 @@ from strategies import passages_table as passages
 from stages.models import package_path
 from stages.records import RecordStore
 from stages.triples import parse
+from stages.triples.found import Found
 from stages.triples.parse import Params, extract, load_parser, read_parse
 
 VALUES = Params(extractor="parse", corpus="c", model="none")
@@ -23,7 +24,7 @@ def facts(nlp):
     """The facts of a text as "subject | relation | object"."""
 
     def read(text: str, title: str = "") -> list[str]:
-        return [" | ".join(t) for t in read_parse(nlp(text), title=title).triples]
+        return [" | ".join(t) for t in read_parse(nlp(text), title=title, text=text).triples]
 
     return read
 
@@ -103,7 +104,7 @@ def test_a_pronoun_that_opens_a_sentence_is_the_title_and_others_drop_the_fact(f
         "Marie Curie | was raised in | Warsaw",
         "Marie Curie | father | teacher",
     ]
-    found = read_parse(nlp(text), title="")
+    found = read_parse(nlp(text), title="", text=text)
     assert [t for t in found.triples if "she" in t.subj.lower()] == []
     assert found.rejected["pronoun"] >= 3
 
@@ -111,6 +112,45 @@ def test_a_pronoun_that_opens_a_sentence_is_the_title_and_others_drop_the_fact(f
 def test_text_that_is_not_english_and_no_text_give_no_crash(facts) -> None:
     assert facts("") == []
     assert isinstance(facts("東京は日本の首都です。 القاهرة هي عاصمة مصر."), list)
+
+
+def test_the_words_of_the_title_are_one_name(facts) -> None:
+    assert facts("A Man Without Love was a song of 1966.", "A Man Without Love")[0] == (
+        "A Man Without Love | was | song of 1966"
+    )
+    title = "Harry Potter and the Order of the Phoenix (novel)"
+    assert facts("The author of Harry Potter and the Order of the Phoenix is Rowling.", title) == [
+        "Harry Potter and the Order of the Phoenix | author | Rowling"
+    ]
+
+
+def test_a_property_of_a_property_and_of_a_clause_have_an_owner(facts) -> None:
+    assert facts("The country of birth of Bjørnson is Norway.") == [
+        "Bjørnson | country of birth | Norway"
+    ]
+    assert facts("The state in which Thomas Jefferson was born is Virginia.") == [
+        "Thomas Jefferson | state was born | Virginia"
+    ]
+
+
+def test_dates_and_measures_are_whole_objects(facts) -> None:
+    assert facts("The publication date of Emma was 23 December 1815.") == [
+        "Emma | publication date | 23 December 1815"
+    ]
+    assert facts("Samuel Alito is 73 years old.") == ["Samuel Alito | is | 73 years old"]
+
+
+def test_a_sentence_like_a_table_is_left_out_and_counted(nlp) -> None:
+    text = "A" + ", B" * parse.MAX_WORDS + " and C met D."
+    found = read_parse(nlp(text), title="", text=text)
+    assert found == Found([], {"long_sentence": 1})
+
+
+def test_a_long_run_of_signs_costs_no_time(tmp_path: Path) -> None:
+    text = f"Paris is in France. {'=' * 100_000} Rome is in Italy."  # 20 minutes if it were read
+    with RecordStore(tmp_path) as store:
+        (found,) = extract(passages(text), VALUES, model=None, store=store)
+    assert "Paris" in [t.subj for t in found.triples]
 
 
 def test_a_text_beyond_the_limit_is_cut_and_counted(tmp_path, monkeypatch) -> None:
