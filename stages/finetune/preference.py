@@ -186,7 +186,8 @@ def _key(params: Params, made: dict[str, Any], groups: list[Group]) -> str:
 
 
 def _save(model: torch.nn.Module, base: Path, out: Path, params: Params) -> None:
-    """The base's files around new weights, or around the adapter alone."""
+    """The base's files around new weights; or the adapter, which names its base."""
+    skip = {TRAINING}
     if params.save == "merged":
         model.merge_and_unload().save_pretrained(out)
     else:
@@ -194,8 +195,9 @@ def _save(model: torch.nn.Module, base: Path, out: Path, params: Params) -> None
         config = model.peft_config["default"].to_dict()
         config |= {"base_model_name_or_path": base.as_posix(), "inference_mode": True}
         write_json(out / "adapter_config.json", {k: _plain(v) for k, v in config.items()})
+        skip.add("config.json")  # with it transformers would look for whole weights here
     for path in sorted(base.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name != TRAINING:
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in skip:
             shutil.copyfile(path, out / path.name)
 
 

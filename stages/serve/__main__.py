@@ -9,7 +9,7 @@ from stages.loop import NO_LIMIT, run_loop
 from stages.records import RecordStore
 from stages.serve import STRATEGIES, asked, written
 from stages.shell import Task
-from stages.tables import empty_table, read_table, write_table
+from stages.tables import read_table, write_table
 from stages.tools import Tools
 
 
@@ -40,20 +40,16 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     )
     strategy = partial(method.strategy, params=values, library=library)
     how = values.model_dump(include={"max_active", "seed"})
-    keep = "effects" in method.WRITES
     with RecordStore() as store:
         start = time.perf_counter()
         loop = run_loop(
             strategy, questions, tools, **how, budget=getattr(values, "budget", NO_LIMIT),
-            store=store if keep else None, trace=keep,
+            store=store if method.TRACED else None, trace=method.TRACED,
         )  # fmt: skip
         seconds = time.perf_counter() - start
     written.check_failures(loop.answered)
-    answers = written.write_answers(loop.answered)
     write_table(written.write_run(loop.answered, values.k), folder, "runs")
-    write_table(
-        answers if "answers" in method.WRITES else empty_table("answers"), folder, "answers"
-    )
+    write_table(written.write_answers(loop.answered), folder, "answers")
     write_table(loop.effects, folder, "effects")
     shell.write_json(folder / "stats.json", written.count(loop))
     return written.measure(loop.ticks, len(questions), seconds)

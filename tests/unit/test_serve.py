@@ -75,13 +75,13 @@ def test_a_split_takes_its_own_and_all_takes_every_question():
 # -- search and rag ---------------------------------------------------------------------------
 
 
-def test_search_asks_for_all_questions_at_once_and_writes_only_the_run():
+def test_search_asks_for_all_questions_at_once_and_is_not_traced():
     params = search.Params(strategy="search", model="none", k=3, **SLOTS)
     loop, tools = serve(search, params, asked.pick_questions(queries(9), "test", None))
     assert [len(b) for b in tools.retriever.batches] == [9]
     run = written.write_run(loop.answered, params.k)
     assert run.num_rows == 9 * 3 and "#" not in run["docid"][0].as_py()
-    assert search.WRITES == ("runs",)
+    assert not search.TRACED
 
 
 def test_rag_shows_the_best_passages_cut_and_ranks_documents_deeper():
@@ -187,7 +187,7 @@ def test_every_strategy_has_the_same_entry_function():
         assert (
             "def strategy(question: Question, params: Params, library: Library) -> Steps:" in text
         )
-        assert "class Params(Served):" in text and "WRITES = (" in text
+        assert "class Params(Served):" in text and "TRACED = " in text
 
 
 ENTRY = "strategy: search, corpus: c, index: i, encoder: none, triples: none, model: none"

@@ -1,1 +1,1 @@
-"""One file per way to serve a question: ``Params``, ``WRITES`` and ``strategy(...) -> Steps``."""
+"""One file per way to serve a question: ``Params``, ``TRACED`` and ``strategy(...) -> Steps``."""

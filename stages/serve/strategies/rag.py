@@ -18,7 +18,7 @@ from stages.prompts import STOP, cut_passages, rag_prompt
 from stages.serve.asked import Library, Named, Served
 from stages.types import Hit, Passage, Request
 
-WRITES = ("runs", "answers", "effects")
+TRACED = True
 
 
 class Params(Served):

@@ -1,7 +1,7 @@
 """Retrieve and stop: the k best documents of every question, from one search of all of them.
 
 The run is what this strategy computes; its effect log would be the run once more, five times
-its size, and a search is cheaper than looking its record up. So it writes the run alone.
+its size, and a search is cheaper than looking its record up. So it is not traced.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from stages.effects import Outcome, Question, Search, Steps
 from stages.serve.asked import Library, Named, Served
 
-WRITES = ("runs",)
+TRACED = False
 
 
 class Params(Served):
