@@ -27,7 +27,7 @@ from stages.triples import found
 from stages.triples.found import Found, Triple, keep_grounded
 from stages.types import Generation, Request
 
-VERSION = "1"  # of parsing and grounding; part of every record's key, as is the prompt
+VERSION = "2"  # of parsing and grounding; part of every record's key, as is the prompt
 BATCH = 32  # passages generated together and kept in the record store at a time
 STOP = ("\n\n", "\nTitle:")
 
