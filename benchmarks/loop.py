@@ -31,7 +31,6 @@ from stages.types import Request
 MODEL = Path("data/finetune/smollm2")
 CORPUS = Path("data/ingest/fanoutqa-leaf")
 INDEX = Path("data/index/bm25-fanoutqa-leaf")
-THREADS = os.cpu_count() or 1
 ROUNDS, NEW, PROMPT = 2, 24, 64  # rounds, new tokens in each, most tokens of a prompt
 
 
@@ -39,7 +38,11 @@ def main() -> None:
     """Print two JSON lines: wall time, and calls for each batch."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--questions", type=int, default=64)
-    n = p.parse_args().questions
+    p.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of ours; 1 if cores are busy"
+    )
+    args = p.parse_args()
+    n = args.questions
     for needed in (MODEL, CORPUS, INDEX):
         if not needed.exists():
             sys.exit(f"{needed} is missing: dvc repro serve@rag-fanoutqa-leaf makes all three")
@@ -61,7 +64,7 @@ def main() -> None:
         return Outcome(answer, docids=docids)
 
     def in_lock_step() -> list[Outcome]:
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(args.threads)
         tools.generator.forget()
         return [a.outcome for a in run_loop(iterative, questions, tools).answered]
 
@@ -77,7 +80,7 @@ def main() -> None:
         f"loop: {n} questions, {ROUNDS} rounds of {NEW} new tokens, decode-heavy",
         peer="the same strategy, one question at a time", unit="questions/s", aim=3.0,
         ours=in_lock_step, work=n, check=assert_same,
-        theirs={f"{t} threads": lambda t=t: one_at_a_time(t) for t in sorted({1, THREADS})},
+        theirs={f"{t} threads": lambda t=t: one_at_a_time(t) for t in sorted({1, args.threads})},
     )  # fmt: skip
     llm = [t for t in run_loop(iterative, questions, tools).ticks if t.kind == "LLM"]
     calls, batches = sum(t.n_requests for t in llm), sum(t.n_batches for t in llm)

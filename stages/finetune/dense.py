@@ -63,11 +63,12 @@ class Params(Entry):
     steps: PositiveInt  # optimiser steps
     batch: PositiveInt = 16  # rows per step
     negatives: NonNegativeInt = 1  # mined ones per row
-    depth: PositiveInt = 20  # documents of the index among which they are drawn
+    skip: NonNegativeInt = 10  # best-ranked documents not drawn: often relevant, only not judged
+    depth: PositiveInt = 100  # documents of the index among which they are drawn
     temperature: PositiveFloat = 0.05  # divides the cosines
-    lr: PositiveFloat = 2e-5  # peak learning rate; it falls to 0 linearly
+    lr: PositiveFloat = 5e-5  # peak learning rate; it falls to 0 linearly
     warmup: NonNegativeFloat = 0.1  # share of the steps
-    max_tokens: PositiveInt = 64  # of a text while training; serving reads more
+    max_tokens: PositiveInt = 32  # of a text while training; serving reads more
     dev_tokens: PositiveInt = 128  # of a text when measured on dev: what the index reads
     seed: int
     threads: PositiveInt = 1
@@ -87,7 +88,7 @@ def train(params: Params, inputs: Inputs, out: Path) -> dict[str, float]:
     questions = negatives.split_of(queries, "train", relevant)
     texts = negatives.document_texts(passages)
     index = open_index(inputs.index, inputs.encoder)
-    mined = negatives.mine(questions, relevant, texts, index, params.depth)
+    mined = negatives.mine(questions, relevant, texts, index, skip=params.skip, depth=params.depth)
     rows = negatives.make_rows(relevant, mined, texts, n=params.negatives, seed=params.seed)
     if not rows:
         raise QuarryError(

@@ -63,9 +63,11 @@ def mine(
     relevant: Relevant,
     texts: Mapping[str, str],
     index: Retriever,
+    *,
+    skip: int,
     depth: int,
 ) -> dict[str, list[str]]:
-    """Documents that the index ranks in the first ``depth`` for each query, none relevant.
+    """Documents that the index ranks from skip + 1 to depth for each query, none relevant.
 
     A document with the very text of a relevant one is not a negative either.
     """
@@ -73,7 +75,7 @@ def mine(
     mined = {}
     for qid, found in zip(questions, hits, strict=True):
         good = {texts.get(docid) for docid in relevant[qid]}
-        mined[qid] = [h.docid for h in found if texts[h.docid] not in good]
+        mined[qid] = [hit.docid for hit in found[skip:] if texts[hit.docid] not in good]
     return mined
 
 

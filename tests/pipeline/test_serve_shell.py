@@ -47,13 +47,14 @@ def written(entry):
     return tables, json.loads((folder / "stats.json").read_text())
 
 
-def test_search_writes_a_run_and_empty_tables():
+def test_search_writes_a_run_and_who_was_asked():
     prepare()
     run_room("serve", "find")
     tables, stats = written("find")
     found = [(r["qid"], r["rank"]) for r in tables["runs"].to_pylist()]
     assert ("q0", 1) in found and "q3" not in {q for q, _ in found}, "zzz has no hits"
-    assert tables["answers"].num_rows == tables["effects"].num_rows == 0
+    assert set(tables["answers"]["answer"].to_pylist()) == {""}, "it ranks, it does not answer"
+    assert tables["answers"].num_rows == 4 and tables["effects"].num_rows == 0
     assert (stats["questions"], stats["without_hits"]) == (4, 1)
     assert files(Path("data/runs/c/find")) == [
         "answers.parquet", "effects.parquet", "runs.parquet", "stats.json",
