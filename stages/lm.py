@@ -36,7 +36,6 @@ WINDOW = 16_384  # columns of the cache over all rows
 SHARED = 32  # common tokens that are worth waiting for
 KEPT = 4_096  # tokens of prompts kept after they were read, for prompts that begin like them
 IDLE = 0.002  # seconds between two looks into an empty inbox
-TIE = 1e-4  # log-probabilities closer than this are equal
 
 
 class ContextOverflow(QuarryError):
@@ -61,12 +60,6 @@ def open_generator(folder: Path, *, threads: int = 1) -> Generator:
         return EndpointGenerator(folder)
     torch.set_num_threads(threads)
     return LocalGenerator(folder)
-
-
-def pick(logps: Sequence[float]) -> int:
-    """The index of the largest; of those closer to it than ``TIE`` the smallest index."""
-    best = max(logps)
-    return next(i for i, logp in enumerate(logps) if logp > best - TIE)
 
 
 class LocalGenerator:

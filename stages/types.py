@@ -95,6 +95,7 @@ class Generator(Protocol):
     """A language model. The batch calls are clients of ``stream``."""
 
     fingerprint: str
+    context: int | None  # tokens that a prompt and its completion may have; None: unknown
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """One generation per request, in order; greedy texts do not depend on the batch."""

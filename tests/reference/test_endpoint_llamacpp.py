@@ -9,11 +9,12 @@ import pytest
 from language_models import ROOT, Script, gguf, needs_xllamacpp, smollm2
 
 from stages import endpoint
+from stages.effects import pick
 from stages.endpoint import EndpointGenerator
 from stages.errors import QuarryError
 from stages.finetune import Inputs
 from stages.finetune.pretrained import Params, train
-from stages.lm import open_generator, pick
+from stages.lm import open_generator
 from stages.types import Request
 
 pytestmark = needs_xllamacpp

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from stages import lm
+from stages.effects import pick
 from stages.errors import QuarryError
 from stages.lm import LocalGenerator, open_generator
 from stages.types import Request
@@ -151,4 +152,4 @@ def test_the_real_model_says_what_transformers_says() -> None:
     [logps] = generator.choose(prompts[:1], [options])
     expected = [full_forward(model, tokenizer, prompts[0], o) for o in options]
     assert logps == pytest.approx(expected, abs=1e-4)
-    assert lm.pick(logps) == 1
+    assert pick(logps) == 1

@@ -11,8 +11,9 @@ import torch
 from language_models import Script, tiny_lm
 
 from stages import lm
+from stages.effects import TIE, pick
 from stages.errors import QuarryError
-from stages.lm import ContextOverflow, LocalGenerator, open_generator, pick, sample
+from stages.lm import ContextOverflow, LocalGenerator, open_generator, sample
 from stages.types import Generation, LogProb, Request, TokenEvent
 
 HEADER = "You are shown facts. Answer the question with one of them, in a word. "  # > lm.SHARED
@@ -197,7 +198,7 @@ def test_a_choice_reads_its_prompt_once(generator) -> None:
     # The last token of an option is only a target; that of the prompt is read for each option.
     assert generator.tokens - before == len(HEADER) + len("ye") + 1 + len("n") + 1 + len("no")
     apart = [generator.logprobs([HEADER], [o])[0].total for o in ("yes", "no", "no!")]
-    assert logps == pytest.approx(apart, abs=lm.TIE / 10)
+    assert logps == pytest.approx(apart, abs=TIE / 10)
 
 
 def test_logprobs_of_nothing_are_zero(generator) -> None:
@@ -214,8 +215,8 @@ def test_the_probabilities_of_all_next_bytes_sum_to_one(folder, generator) -> No
 
 
 def test_close_choices_go_to_the_smaller_index() -> None:
-    assert pick([-1.0, -1.0 + 0.9 * lm.TIE, -3.0]) == 0
-    assert pick([-1.0, -1.0 + 1.1 * lm.TIE, -3.0]) == 1
+    assert pick([-1.0, -1.0 + 0.9 * TIE, -3.0]) == 0
+    assert pick([-1.0, -1.0 + 1.1 * TIE, -3.0]) == 1
     assert pick([-5.0]) == 0
 
 
