@@ -1,13 +1,13 @@
 """BM25 against bm25s: indexing, and 930 queries at k = 100 from texts to docids and scores.
 
 The collection is NPL where it lies beside this checkout (11,429 abstracts, its 93 queries ten
-times), else as many documents joined from Semanlink's paragraphs. Ours ends with lists of hits,
-equal scores in order; the peer with two arrays, docids and scores. One thread on both sides.
+times), else as many documents joined from Semanlink's paragraphs. Both sides end with docids and
+scores as arrays; ours has equal scores in order. One thread on both sides.
 
 Same result: scores equal to 1e-6 relative, and the same documents above each query's last score
 (among documents equal to the last one the peer takes any). bm25s runs twice: by its default
 (numpy) and compiled (numba, which is not in this project's set-up: compiling takes seconds in
-each process). Against the latter a further line leaves the hits out: our rows and scores.
+each process).
 """
 
 import json
@@ -27,9 +27,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.harness import compare
 from stages.digest import digest
 from stages.index import Inputs, bm25, layout
-from stages.index.postings import search_postings
 from stages.tables import read_table, table
-from stages.types import Hit
+from stages.types import Hits
 
 K = 100
 REPEAT = 10
@@ -63,10 +62,10 @@ def as_passages(texts: dict[str, tuple[str, str]]) -> pa.Table:
     return table("passages", rows)
 
 
-def assert_same(ours: list[list[Hit]], theirs: tuple[np.ndarray, np.ndarray]) -> None:
+def assert_same(ours: list[Hits], theirs: tuple[np.ndarray, np.ndarray]) -> None:
     """Scores to 1e-6 relative, and docids above the last score of each query."""
     for hits, docids, scores in zip(ours, *theirs, strict=True):
-        mine = np.array([h.score for h in hits])
+        mine = hits.scores
         found = scores[: len(mine)]  # where fewer than k passages match, the peer fills with 0
         np.testing.assert_allclose(mine, found, rtol=1e-6)
         assert not scores[len(mine) :].any()
@@ -112,18 +111,6 @@ def main() -> None:
             work=len(queries), ours=lambda: retriever.search(queries, K), theirs=search_peer,
             check=assert_same,
         )  # fmt: skip
-
-    def rows_and_scores() -> list:
-        return search_postings(retriever.weigh(queries), retriever.postings, K)
-
-    def same_scores(ours: list, theirs: tuple[np.ndarray, np.ndarray]) -> None:
-        hits = [[Hit(docids[r], s) for r, s in zip(*ranked, strict=True)] for ranked in ours]
-        assert_same(hits, theirs)
-
-    compare(
-        "bm25 search, without hits", peer="bm25s (numba)", unit="queries/s", aim=0.95,
-        work=len(queries), ours=rows_and_scores, theirs=search_peer, check=same_scores,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ drawn factor between 0.5 and 1.5, so that postings are as long as in 11,000 text
 words of its encoded questions (the model's time is the same on both sides). bm25s's ``retrieve``
 on a matrix of impacts knows no query weights, so a word of a query counts 1 on both sides.
 
-Ours ends with lists of hits, equal scores in order; the peer with two arrays, docids and scores;
-one thread. bm25s runs twice: by its default (numpy) and compiled (numba, see bm25.py).
+Both sides end with docids and scores as arrays; ours has equal scores in order. One thread. bm25s
+runs twice: by its default (numpy) and compiled (numba, see bm25.py).
 
 Same result: scores equal to 1e-5 relative, and the same documents above each query's last score.
 """
@@ -29,7 +29,7 @@ from stages.index.postings import as_arrays, search_postings
 from stages.index.ranking import as_hits
 from stages.records import RecordStore
 from stages.tables import read_table
-from stages.types import Hit
+from stages.types import Hits
 
 K = 100
 COPIES = 10
@@ -52,10 +52,10 @@ def impacts_and_queries() -> tuple[sp.csr_matrix, sp.csr_matrix]:
     return postings, encoder.encode(asked, "query")
 
 
-def assert_same(ours: list[list[Hit]], theirs: tuple[np.ndarray, np.ndarray]) -> None:
+def assert_same(ours: list[Hits], theirs: tuple[np.ndarray, np.ndarray]) -> None:
     """See above."""
     for hits, docids, scores in zip(ours, *theirs, strict=True):
-        mine = np.array([h.score for h in hits])
+        mine = hits.scores
         np.testing.assert_allclose(mine, scores, rtol=1e-5)
         last = scores[-1] * (1 + 1e-5)
         peers = {d for d, s in zip(docids, scores, strict=True) if s > last}

@@ -134,6 +134,8 @@ def write_result(effect: Effect, value: Any) -> str:
     match effect:
         case LLM():
             return dumps(value._asdict())
+        case Search():
+            return dumps(list(value))
         case Encode() | Score():
             return dumps(value.tolist())
     return dumps(value)

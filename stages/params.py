@@ -5,8 +5,9 @@ entry into it. From there on there are only keyword arguments.
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -85,6 +86,17 @@ def choose(
     return options[name]
 
 
+def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys of the block at ``path`` inside an entry; those of the entry if it is no block."""
+    block = model
+    for key in path:
+        kinds = [getattr(block.model_fields.get(str(key)), "annotation", None)]
+        kinds += get_args(kinds[0])
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        block = inner[0] if inner else block
+    return list(block.model_fields)
+
+
 def load(model: type[T], room: str, entry: str, *, study: bool = False, path: Path = PARAMS) -> T:
     """One entry, validated.
 
@@ -101,7 +113,7 @@ def load(model: type[T], room: str, entry: str, *, study: bool = False, path: Pa
         for err in e.errors():
             key = ".".join(str(p) for p in err["loc"])
             if err["type"] == "extra_forbidden":
-                known = list(model.model_fields)
+                known = _known_keys(model, err["loc"][:-1])
                 lines.append(
                     f"  {where}.{key}: unknown key.{_near(str(err['loc'][-1]), known)} "
                     f"Known here: {', '.join(known)}."

@@ -4,15 +4,17 @@ Two demonstrations, plain text, an answer that ends with its line. On SmolLM2-13
 beats the chat template by far. Everything up to the first passage (or, without passages, up
 to the question) is the same for all questions, so a generator can reuse its keys and values.
 
-The best passage comes last, beside the question: a small reader believes what it read last. On
-96 dev questions of fanoutqa-leaf (BM25, 3 passages) EM is 0.71 that way and 0.27 best first.
+The best passage comes last, beside the question: a small reader believes what it read last (the
+study ``fanoutqa-leaf-dev`` compares the two orders, docs/studies.md).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from stages.types import Passage
 
 PROMPT_VERSION = "rag-2"  # part of every key that a text made from these prompts has
+Order = Literal["best_last", "best_first"]  # of the passages in a prompt
 STOP = ("\n",)  # the answer is one line
 LONGEST_WORD = 30  # characters; a longer run without a space is no word (Chinese, a URL)
 
@@ -31,20 +33,21 @@ _DEMONSTRATIONS = (
 )
 
 
-def rag_prompt(question: str, passages: Sequence[Passage]) -> str:
+def rag_prompt(question: str, passages: Sequence[Passage], order: Order = "best_last") -> str:
     """The prompt of a question; what follows is " answer\\n".
 
     Passages are given best first. Without passages the demonstrations have none either.
     """
+    shown = passages if order == "best_first" else passages[::-1]
     parts = [
         _block(demo, [passage] if passages else []) + f" {answer}"
         for demo, passage, answer in _DEMONSTRATIONS
     ]
-    return "\n\n".join([*parts, _block(question, passages)])
+    return "\n\n".join([*parts, _block(question, shown)])
 
 
 def _block(question: str, passages: Sequence[Passage]) -> str:
-    lines = [f"Passage: {_line(p.title)}. {_line(p.text)}" for p in reversed(passages)]
+    lines = [f"Passage: {_line(p.title)}. {_line(p.text)}" for p in passages]
     return "\n".join([*lines, f"Question: {_line(question)}", "Answer:"])
 
 

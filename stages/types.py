@@ -1,7 +1,7 @@
 """The contract of the parts that can be swapped: small records and batch-first protocols."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,35 @@ class Hit(NamedTuple):
 
     docid: str
     score: float
+
+
+class Hits(Sequence[Hit]):
+    """A ranking, best first, kept as two arrays: an item is a ``Hit``, a slice is a ranking.
+
+    Making a hundred hits takes as long as finding them; most rankings are only written.
+    """
+
+    __slots__ = ("docids", "scores")
+
+    def __init__(self, docids: npt.NDArray[np.object_], scores: npt.NDArray[np.floating]) -> None:
+        self.docids = docids
+        self.scores = scores
+
+    def __len__(self) -> int:
+        return len(self.docids)
+
+    def __getitem__(self, at: Any) -> Any:
+        docids, scores = self.docids[at], self.scores[at]
+        return Hits(docids, scores) if isinstance(at, slice) else Hit(docids, float(scores))
+
+    def __iter__(self) -> Iterator[Hit]:
+        return map(Hit, self.docids.tolist(), self.scores.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return f"Hits({list(self)})"
 
 
 class Passage(NamedTuple):
@@ -65,7 +94,7 @@ class Retriever(Protocol):
 
     fingerprint: str  # of the index and of the encoder that made it
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> Sequence[Sequence[Hit]]:
         """Up to k hits per query, best first; equal scores by docid descending."""
         ...
 

@@ -28,7 +28,7 @@ from stages.index.layout import Contents, Index, Slot, rows
 from stages.index.postings import as_arrays, from_index, search_postings
 from stages.index.ranking import as_hits
 from stages.params import Entry
-from stages.types import Hit
+from stages.types import Hits
 
 WORD = re.compile(r"(?u)\b\w\w+\b")  # bm25s's, and scikit-learn's: two characters or more
 
@@ -115,7 +115,7 @@ class Bm25:
         self._stem = word_stemmer(index.settings["stemmer"])
         self._docids = np.array(index.docids, dtype=object)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
         return as_hits(search_postings(self.weigh(queries), self.postings, k), self._docids)
 

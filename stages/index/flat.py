@@ -16,7 +16,7 @@ from stages.index.layout import Contents, Index, Slot
 from stages.index.ranking import as_hits
 from stages.index.vectors import Floats, search_vectors
 from stages.params import Entry
-from stages.types import Hit
+from stages.types import Hits
 
 
 class Params(Entry):
@@ -47,7 +47,7 @@ class Flat:
         self._vectors = index.arrays["vectors"]
         self._docids = np.array(index.docids, dtype=object)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
         faiss.omp_set_num_threads(self._encoder.model.threads)
         ranked = search_vectors(

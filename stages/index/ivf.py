@@ -23,7 +23,7 @@ from stages.index.layout import Contents, Index, Slot, read_index
 from stages.index.ranking import as_hits, top_k
 from stages.index.vectors import Floats, search_vectors
 from stages.params import Entry
-from stages.types import Hit
+from stages.types import Hits
 
 
 class Params(Entry):
@@ -115,7 +115,7 @@ class Ivf:
         self._ivf = inverted_file(self._vectors, self._centroids, index.arrays["lists"])
         self._ivf.nprobe = self._nprobe
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
         faiss.omp_set_num_threads(self._encoder.model.threads)
         ranked = search_vectors(

@@ -20,7 +20,7 @@ from stages.index.layout import Contents, Index, Slot
 from stages.index.postings import as_arrays, from_index, search_postings
 from stages.index.ranking import as_hits
 from stages.params import Entry
-from stages.types import Hit
+from stages.types import Hits
 
 
 class Params(Entry):
@@ -53,7 +53,7 @@ class Splade:
         self._postings = from_index(index)
         self._docids = np.array(index.docids, dtype=object)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
         weights = self._encoder.encode(queries, "query")
         return as_hits(search_postings(weights, self._postings, k), self._docids)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stages.index.ranking import as_hits, top_k
-from stages.types import Hit
+from stages.types import Hit, Hits
 
 
 def best(scores: list[float], k: int) -> list[int]:
@@ -35,3 +35,11 @@ def test_hits_carry_the_docid_of_their_row_and_a_plain_float() -> None:
     ranked = [(np.array([1, 0], "i4"), np.array([0.5, 0.25], "f4")), (np.array([], "i4"),) * 2]
     assert as_hits(ranked, docids) == [[Hit("a#0", 0.5), Hit("b#0", 0.25)], []]
     assert type(as_hits(ranked, docids)[0][0].score) is float
+
+
+def test_a_ranking_is_a_sequence_of_hits_and_its_slices_are_rankings() -> None:
+    hits = Hits(np.array(["b#0", "a#0", "c#0"], dtype=object), np.array([3.0, 2.0, 1.0], "f4"))
+    assert [h.docid for h in hits] == ["b#0", "a#0", "c#0"]
+    assert isinstance(hits[:2], Hits) and hits[:2] == [Hit("b#0", 3.0), Hit("a#0", 2.0)]
+    assert hits[-1] == Hit("c#0", 1.0) and Hit("a#0", 2.0) in hits
+    assert hits != [Hit("b#0", 3.0)] and not Hits(hits.docids[:0], hits.scores[:0])

@@ -22,6 +22,12 @@ def test_the_prompt_ends_with_the_best_passage_and_the_question() -> None:
     )
 
 
+def test_best_first_turns_the_passages_of_the_question_round_and_nothing_else() -> None:
+    last = rag_prompt("Do oaks grow?", [ELM, OAK])
+    assert rag_prompt("Do oaks grow?", [OAK, ELM], "best_first") == last
+    assert rag_prompt("Do oaks grow?", [ELM, OAK], "best_first") != last
+
+
 def test_without_passages_neither_the_question_nor_the_demonstrations_have_one() -> None:
     assert "Passage:" not in rag_prompt("Do oaks grow?", [])
 

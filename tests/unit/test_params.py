@@ -10,6 +10,12 @@ from stages import params
 from stages.errors import QuarryError
 
 
+class Cut(params.Entry):
+    """A block inside an entry."""
+
+    words: int = 5
+
+
 class Params(params.Entry):
     """A small entry."""
 
@@ -18,6 +24,7 @@ class Params(params.Entry):
     nprobe: PositiveInt = 8
     scale: float = 1.0
     split: bool = False
+    cut: Cut | None = None
 
 
 OPTIONS = {"flat": "flat", "ivf": "ivf"}
@@ -60,7 +67,7 @@ def test_a_misspelt_key_is_named_with_the_nearest_and_all_known_ones(written) ->
     assert str(e.value) == (
         f"{path}: bad values:\n"
         f"  index.mine.nprobes: unknown key. Did you mean 'nprobe'? "
-        f"Known here: kind, corpus, nprobe, scale, split."
+        f"Known here: kind, corpus, nprobe, scale, split, cut."
     )
 
 
@@ -156,3 +163,12 @@ def test_a_file_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     with pytest.raises(QuarryError, match="is not here: run from the project's root"):
         load(tmp_path / "params.yaml")
+
+
+def test_an_unknown_key_of_an_inner_block_is_compared_with_the_keys_there(written) -> None:
+    path = written("index: {mine: {kind: flat, corpus: c, cut: {wrods: 3}}}")
+    with pytest.raises(QuarryError) as e:
+        load(path)
+    assert str(e.value).endswith(
+        "index.mine.cut.wrods: unknown key. Did you mean 'words'? Known here: words."
+    )

@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from stages.effects import LLM, Choice, Outcome, Question, Search, Steps
 from stages.loop import Budget
-from stages.prompts import STOP, cut_passages, rag_prompt
+from stages.prompts import STOP, Order, cut_passages, rag_prompt
 from stages.serve.asked import Library, Named, Served
 from stages.types import Hit, Passage, Request
 
@@ -29,6 +29,7 @@ class Params(Served):
     model: Named
     passages: NonNegativeInt = 3  # shown to the reader, best first; 0: closed book
     passage_tokens: PositiveInt = 80  # of each, at the most
+    order: Order = "best_last"  # of the passages in the prompt
     max_tokens: PositiveInt = 16  # of the answer
     threads: PositiveInt = 1  # of the local generator
     seed: int = 13  # of sampled texts; a greedy answer does not depend on it
@@ -46,7 +47,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
         ]
         found = library.passages([hit.docid for hit in hits])
         shown = cut_passages(found, params.passage_tokens, library.count_tokens)
-    prompt = rag_prompt(question.text, shown)
+    prompt = rag_prompt(question.text, shown, params.order)
     if question.options:
         chosen = yield Choice(prompt, [f" {option}" for option in question.options])
         answer = question.options[chosen]
