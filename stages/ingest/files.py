@@ -8,10 +8,13 @@ the bytes alone, so they go through the record store. Other kinds of files are c
 forced: what fits none is set aside.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -51,6 +54,7 @@ class Params(SourceParams):
 
     chunk: ChunkParams = ChunkParams(mode="cdc")
     max_bytes: int = Field(67_108_864, gt=0)  # larger files are set aside: oversize
+    max_seconds: float = Field(60, gt=0)  # of extracting a file; then it is set aside: timeout
 
 
 class Extract(NamedTuple):
@@ -71,18 +75,20 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
     known = [p for p in files if p.suffix.lower() in _READERS]
     ignored = Counter(p.suffix.lower() or "no suffix" for p in files if p not in set(known))
     return Source(
-        _documents(root, known, params.max_bytes, store),
+        _documents(root, known, params, store),
         notes={"ignored": dict(sorted(ignored.items()))},
     )
 
 
 def _documents(
-    root: Path, files: list[Path], max_bytes: int, store: RecordStore
+    root: Path, files: list[Path], params: Params, store: RecordStore
 ) -> Iterator[Raw | Reject]:
+    max_bytes, seconds = params.max_bytes, params.max_seconds
     slow = [p for p in files if p.suffix.lower() in _SLOW and p.stat().st_size <= max_bytes]
-    keys = [_key(p) for p in slow]
-    kept = store.compute(keys, slow, lambda part: [_record(p) for p in part], batch=BATCH,
-                         unit="file")  # fmt: skip
+    kept = store.compute(
+        [_key(p, seconds) for p in slow], slow, lambda part: [_record(p, seconds) for p in part],
+        batch=BATCH, unit="file",
+    )  # fmt: skip
     extracted = dict(zip(slow, kept, strict=True))
     for path in files:
         docid = path.relative_to(root).as_posix()
@@ -110,17 +116,46 @@ def _documents(
 # -- records: one per content of a slow file ------------------------------------------------------
 
 
-def _key(path: Path) -> str:
+def _key(path: Path, seconds: float) -> str:
     library = _SLOW[path.suffix.lower()]
-    return digest("extract", VERSION, library, version(library), file_digest(path))
+    return digest("extract", VERSION, library, version(library), str(seconds), file_digest(path))
 
 
-def _record(path: Path) -> bytes:
+def _record(path: Path, seconds: float) -> bytes:
     try:
-        value = {"doc": extract(path, path.read_bytes())._asdict()}
+        with _time_limit(seconds):
+            value = {"doc": extract(path, path.read_bytes())._asdict()}
     except BadRow as e:
         value = {"code": e.code, "detail": e.detail}
     return json.dumps(value, sort_keys=True).encode()
+
+
+class _TimeUp(BaseException):
+    """No ``Exception``: parsers catch those and go on."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """A ``BadRow`` if the block takes longer; code in C is stopped when it is back in Python.
+
+    Signals reach the main thread alone: there is no limit in others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TimeUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _TimeUp:
+        raise BadRow("timeout", f"not read within {seconds:g} s (max_seconds)") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _unpack(record: bytes) -> Extract:

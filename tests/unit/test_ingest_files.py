@@ -1,11 +1,13 @@
 """Text, Markdown, HTML and PDF: what is read of them, and what is set aside."""
 
+import contextlib
 import zlib
 from pathlib import Path
 
 import pytest
 from ingest_corpora import column, ingest, rows
 
+from stages.ingest import files
 from stages.ingest.files import decode, drop_running_heads, join_pages
 from stages.ingest.source import BadRow
 from stages.tables import TABLES
@@ -98,6 +100,26 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path: Path) -> Non
     assert {r["locator"]: r["code"] for r in rows(corpus, "quarantine")} == {
         name: code for name, (_, code) in bad.items()
     }
+    assert column(corpus, "documents", "docid") == ["good.txt"]
+
+
+def test_a_file_that_takes_too_long_is_set_aside_even_if_its_parser_catches_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stubborn(raw: bytes) -> None:
+        while True:
+            with contextlib.suppress(Exception):
+                sum(range(1000))
+
+    monkeypatch.setitem(files._READERS, ".pdf", stubborn)
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "bomb.pdf").write_bytes(pdf("Text."))
+    (folder / "good.txt").write_text("Good.")
+    corpus = ingest("files", folder, tmp_path / "r", max_seconds=0.1)
+    (row,) = rows(corpus, "quarantine")
+    assert (row["locator"], row["code"]) == ("bomb.pdf", "timeout")
+    assert row["detail"] == "not read within 0.1 s (max_seconds)"
     assert column(corpus, "documents", "docid") == ["good.txt"]
 
 
