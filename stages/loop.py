@@ -50,7 +50,7 @@ from stages.types import Hit
 
 log = logging.getLogger(__name__)
 
-VERSION = "1"  # of what an effect means; part of every key
+VERSION = "2"  # of what an effect means and of its record; part of every key
 KEEP = 16  # results that are put into the record store at once
 Cache = Literal["on", "read_only", "off"]
 
@@ -99,6 +99,7 @@ class Tick(NamedTuple):
     n_batches: int
     tokens: int  # read and written by the generations that were computed
     ms: float
+    ms_reused: float = 0.0  # what results from the cache took when they were computed
 
 
 class Loop(NamedTuple):
@@ -207,6 +208,7 @@ class _Engine:
     rows: list[dict[str, Any]] = field(default_factory=list)
     ticks: list[Tick] = field(default_factory=list)
     diverged: set[str] = field(default_factory=set)
+    took: dict[str, float] = field(default_factory=dict)  # by key: ms of what the cache gave
     n_ticks: int = 0
 
     def tick(self, active: list[_Open]) -> None:
@@ -333,7 +335,9 @@ class _Engine:
                 found[s.key] = result
         if self.store is not None:
             unknown = [s.key for s in steps if s.key not in found]
-            found |= {k: v.decode() for k, v in self.store.get_many(unknown).items()}
+            for key, record in self.store.get_many(unknown).items():
+                ms, found[key] = record.decode().split("\n", 1)
+                self.took[key] = float(ms)
         return {s.key: read_result(s.effect, found[s.key]) for s in steps if s.key in found}
 
     def warn_diverged(self) -> None:
@@ -354,6 +358,7 @@ class _Engine:
             disable=None, delay=2,
         )  # fmt: skip
         fresh: dict[str, Effect] = {}  # done, not yet in the store
+        kept = start
         with bar:
             for keys in cut_batches(todo, self.batch):
                 for i, value in self.tools.run([todo[k] for k in keys]):
@@ -361,18 +366,24 @@ class _Engine:
                     tokens += value.tokens_in + value.tokens_out if kind is LLM else 0
                     bar.update()
                     if len(fresh) == KEEP:
-                        self._keep(fresh, known)
-                self._keep(fresh, known)
+                        kept = self._keep(fresh, known, kept)
+                kept = self._keep(fresh, known, kept)
                 n_batches += 1
-        n_cached, ms = len(unique) - len(todo), 1000 * (time.perf_counter() - start)
-        sizes = (len(group), len(unique), n_cached, n_batches, tokens)
-        self.ticks.append(Tick(self.n_ticks, kind.__name__, *sizes, ms))
+        sizes = (len(group), len(unique), len(unique) - len(todo), n_batches, tokens)
+        ms = 1000 * (time.perf_counter() - start)
+        ms_reused = sum(self.took.pop(key, 0.0) for key in unique)
+        self.ticks.append(Tick(self.n_ticks, kind.__name__, *sizes, ms, ms_reused))
 
-    def _keep(self, fresh: dict[str, Effect], known: dict[str, Any]) -> None:
-        """Put results into the cache; ``fresh`` is empty then."""
+    def _keep(self, fresh: dict[str, Effect], known: dict[str, Any], since: float) -> float:
+        """Put results into the cache, each with its share of the time; now, ``fresh`` empty."""
+        now = time.perf_counter()
         if self.store is not None and self.writes and fresh:
-            self.store.put_many({k: write_result(e, known[k]).encode() for k, e in fresh.items()})
+            ms = 1000 * (now - since) / len(fresh)
+            self.store.put_many(
+                {k: f"{ms:.3f}\n{write_result(e, known[k])}".encode() for k, e in fresh.items()}
+            )
         fresh.clear()
+        return now
 
     # -- back to the question -------------------------------------------------------------
 

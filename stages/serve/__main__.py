@@ -38,6 +38,8 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     library = asked.Library(
         read_table(corpus, "passages"), tools.generator.count_tokens if tools.generator else None
     )
+    if tools.retriever and questions:  # the first search loads its model: no question's time
+        tools.retriever.search([questions[0].text], 1)
     strategy = partial(method.strategy, params=values, library=library)
     how = values.model_dump(include={"max_active", "seed"})
     with RecordStore() as store:

@@ -1,9 +1,13 @@
 """Runs, whatever the scores: permutation, prefix, and documents against brute force."""
 
+import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.runs import collapse, run_table, search_documents
+from stages import runs
+from stages.runs import collapse, rank_rows, run_table, search_documents
 from stages.types import Hit
 
 scores = st.sampled_from([0.0, 0.5, 1.0, 1.5])  # few, so that ties are common
@@ -36,6 +40,20 @@ def test_a_run_does_not_depend_on_the_order_of_its_hits(found: list[Hit], random
 def test_a_run_at_k_is_a_prefix_of_the_run_at_k_plus_one(found: list[Hit], k: int) -> None:
     longer = run_table(["q"], [found], k=k + 1)
     assert run_table(["q"], [found], k=k).equals(longer.slice(0, min(k, longer.num_rows)))
+
+
+@given(st.dictionaries(st.tuples(names, names), scores, min_size=1, max_size=30), st.integers(1, 9))
+def test_a_run_does_not_depend_on_how_many_rows_are_ranked_at_once(of, block: int) -> None:
+    (qids, docids), values = zip(*of, strict=True), np.array([*of.values()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "BLOCK", block)
+        run = rank_rows(pa.array(qids), pa.array(docids), values)
+    expected = sorted(
+        ((q.encode(), -s, d.encode()) for (q, d), s in of.items()),
+        key=lambda row: (row[0], row[1], [-b for b in row[2]] + [1]),
+    )
+    found = [(r["qid"].encode(), -r["score"], r["docid"].encode()) for r in run.to_pylist()]
+    assert found == expected
 
 
 @given(passages, st.integers(1, 6))

@@ -203,6 +203,9 @@ def test_a_second_run_finds_everything_in_the_cache_and_counts_it_alike(strategy
     assert table_bytes(second) == table_bytes(first)
     assert t.generator.n_calls == t.retriever.n_calls == len(t.generator.choices) == 0
     assert all(x.n_cached == x.n_unique for x in second.ticks)
+    took = sum(x.ms for x in first.ticks)
+    assert 0 < sum(x.ms_reused for x in second.ticks) <= took
+    assert not any(x.ms_reused for x in first.ticks)
 
 
 def test_the_cache_can_be_read_only_or_off(store):

@@ -167,14 +167,14 @@ def test_half_of_the_questions_may_fail_and_no_more():
         written.check_failures([answered(), answered("r", "oh"), answered("s", "no")])
 
 
-def test_measurements_leave_out_ms_per_query_when_results_were_reused():
+def test_a_reused_result_costs_what_it_took_when_it_was_computed():
     fresh = Tick(1, "LLM", 8, 6, 0, 2, 300, 1500.0)
     assert written.measure([fresh], 4, 2.0) == dict(
         effects_reused=0, ms_per_query=1000 * 2.0 / 4, tokens_per_s=300 / 1.5, llm_batches=2,
         requests_per_batch=6 / 2,
     )  # fmt: skip
-    reused = Tick(1, "LLM", 8, 6, 6, 0, 0, 1.0)
-    assert written.measure([reused], 4, 2.0) == {"effects_reused": 6}
+    reused = Tick(1, "LLM", 8, 6, 6, 0, 0, 1.0, ms_reused=1500.0)
+    assert written.measure([reused], 4, 0.5) == {"effects_reused": 6, "ms_per_query": 2000.0 / 4}
 
 
 # -- the shell --------------------------------------------------------------------------------
