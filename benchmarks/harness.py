@@ -6,7 +6,8 @@ A benchmark file builds its work, then calls ``compare``. What it must bring:
 * ``check(ours_result, theirs_result)`` asserts that the results are the same, with a tolerance
   that its docstring states; it runs before anything is timed;
 * where the peer has a batch size, ``theirs`` is a mapping from label to callable (three sizes):
-  the fastest of them after the warm-up is the peer;
+  the fastest of them after the warm-up is the peer (a run of ``WARM`` seconds is its own
+  warm-up);
 * ``before`` empties caches, untimed, before every run of either side.
 
 ``work`` is how many units one run does, and figures are units per second. With ``work=None``
@@ -21,6 +22,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Run = Callable[[], Any]
+
+WARM = 20  # seconds: imports and first allocations are lost in a run this long
 
 
 def _nothing() -> None:
@@ -54,10 +57,15 @@ def compare(
     variants = theirs if isinstance(theirs, Mapping) else {"": theirs}
     before()
     mine = ours()
-    for run in variants.values():
+    took = {}
+    for v, run in variants.items():
         before()
+        start = time.perf_counter()
         check(mine, run())
-    label = min(variants, key=lambda v: _seconds(variants[v], before))
+        took[v] = time.perf_counter() - start
+    if min(took.values()) < WARM:
+        took = {v: _seconds(run, before) for v, run in variants.items()}
+    label = min(took, key=took.__getitem__)
     peer_run = variants[label]
 
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}

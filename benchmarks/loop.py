@@ -1,98 +1,149 @@
-"""The loop engine against the same strategy one question at a time: batching, and nothing else.
+"""The loop engine against the same strategy one question at a time, on three kinds of work.
 
-Both sides run the same generator functions on the same model, index and prompts, caches off. The
-peer runs every effect when its question asks for it, at its best thread count. Decode-heavy work:
-two rounds of ITER-RETGEN (Shao et al., EMNLP 2023) with prompts of at most 64 tokens and 24 new
-tokens each. Answers, passages and counts of calls must be equal.
+Both sides run the same generator function on the same model, index and prompts, caches off. The
+peer runs each effect when its question asks for it, and forgets a prompt before it reads the
+next; it has its best of 1 and all threads. Answers and passages must be equal. Batching pays by
+kind of work (one search and one generation a question):
 
-The second line is arithmetic, not time: calls of the model against batches of them. About 40
-minutes on 2 idle cores; ``--questions 16`` takes a quarter.
+* decode-heavy: prompts of at most 64 tokens, 48 new ones; a step for many rows costs little more
+  than for one;
+* prefill-heavy: prompts of 500 tokens or more that begin differently, 8 new ones: arithmetic
+  binds, batching gives nothing and must cost nothing;
+* shared prefix: 60 % of every prompt is the same text; ours reads it once.
+
+The questions are training questions of FanOutQA, the prompts' text is its facts. About 40 minutes
+on 2 idle cores, most of it the peer's; ``--questions 16`` takes a quarter, ``--kind`` runs one.
+The second line of a kind is arithmetic, not time: calls of the model against batches of them.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.harness import compare
 from stages.effects import LLM, Outcome, Question, Search, Steps
 from stages.index import open_index
-from stages.lm import open_generator
+from stages.lm import LocalGenerator, open_generator
 from stages.loop import run_loop
 from stages.serve.asked import Library, pick_questions
 from stages.tables import read_table
 from stages.tools import Tools
-from stages.types import Request
+from stages.types import Passage, Request
 
 MODEL = Path("data/finetune/smollm2")
 CORPUS = Path("data/ingest/fanoutqa-leaf")
 INDEX = Path("data/index/bm25-fanoutqa-leaf")
-ROUNDS, NEW, PROMPT = 2, 24, 64  # rounds, new tokens in each, most tokens of a prompt
+THREADS = os.cpu_count() or 1
+
+
+class Work(NamedTuple):
+    """One kind: passages searched, the prompt of a question, tokens written."""
+
+    k: int
+    prompt: Callable[[Question, list[Passage]], str]
+    new: int
+    aim: float
 
 
 def main() -> None:
-    """Print two JSON lines: wall time, and calls for each batch."""
+    """Print two JSON lines for each kind of work: wall time, and calls for each batch."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--questions", type=int, default=64)
-    p.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="of ours; 1 if cores are busy"
-    )
+    p.add_argument("--kind", choices=["decode-heavy", "prefill-heavy", "shared prefix"])
     args = p.parse_args()
-    n = args.questions
     for needed in (MODEL, CORPUS, INDEX):
         if not needed.exists():
             sys.exit(f"{needed} is missing: dvc repro serve@rag-fanoutqa-leaf makes all three")
-    tools = Tools(open_generator(MODEL, threads=1), open_index(INDEX))
-    library = Library(read_table(CORPUS, "passages"), tools.generator.count_tokens)
-    questions = pick_questions(read_table(CORPUS, "queries"), "train", n)
+    tools = Tools(open_generator(MODEL, threads=THREADS), open_index(INDEX))
+    passages = read_table(CORPUS, "passages")
+    library = Library(passages, tools.generator.count_tokens)
+    questions = pick_questions(read_table(CORPUS, "queries"), "train", args.questions)
+    for kind, work in kinds(tools.generator, passages["text"].to_pylist()).items():
+        if args.kind in (None, kind):
+            measure(kind, work, questions, tools, library)
 
-    def iterative(question: Question) -> Steps:
-        query, answer, docids = question.text, "", []
-        for _ in range(ROUNDS):
-            hits = yield Search(query, 1)
-            best = library.passages([h.docid for h in hits])
-            docids += [p.docid for p in best]
-            title = best[0].title if best else ""
-            prompt = f"{title}\nQuestion: {question.text}"
-            cut = prompt[: 2 * PROMPT]  # characters; a token has two or more
-            answer = (yield LLM(Request(f"{cut}\nAnswer:", NEW))).text
-            query = f"{question.text} {answer}"
-        return Outcome(answer, docids=docids)
+
+def kinds(generator: LocalGenerator, facts: list[str]) -> dict[str, Work]:
+    """The three kinds of work by name."""
+
+    def cut(text: str, tokens: int) -> str:
+        """Its first words, as many as have at most so many tokens."""
+        words = text.split()
+        while generator.count_tokens([" ".join(words)])[0] > tokens:
+            del words[max(1, len(words) * 49 // 50) :]
+        return " ".join(words)
+
+    def joined(passages: list[Passage]) -> str:
+        return " ".join(f"{p.title}: {p.text}" for p in passages)
+
+    same = cut(" ".join(facts[::61]), 240)
+    return {
+        "decode-heavy": Work(
+            1, lambda q, found: f"{cut(joined(found), 24)}\n{cut(q.text, 30)}\nAn essay:", 48, 3.0
+        ),
+        "prefill-heavy": Work(
+            40, lambda q, found: f"{q.text}\n{cut(joined(found), 520)}\n{q.text}\nAnswer:", 8, 0.95
+        ),
+        "shared prefix": Work(
+            10, lambda q, found: f"{same}\n{cut(joined(found), 120)}\n{q.text}\nAnswer:", 16, 2.0
+        ),
+    }
+
+
+def measure(
+    kind: str, work: Work, questions: list[Question], tools: Tools, library: Library
+) -> None:
+    """Compare on this work; a unit of it is a question."""
+    found = tools.retriever.search([q.text for q in questions], work.k)
+    prompts = {  # made before: cutting them to length is nobody's time
+        q.qid: work.prompt(q, library.passages([h.docid for h in hits]))
+        for q, hits in zip(questions, found, strict=True)
+    }
+    lengths = tools.generator.count_tokens(list(prompts.values()))
+    print(f"loop, {kind}: prompts of {min(lengths)} to {max(lengths)} tokens", file=sys.stderr)
+
+    def strategy(question: Question) -> Steps:
+        hits = yield Search(question.text, work.k)
+        reply = yield LLM(Request(prompts[question.qid], work.new))
+        return Outcome(reply.text, docids=[h.docid for h in hits])
 
     def in_lock_step() -> list[Outcome]:
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(THREADS)
         tools.generator.forget()
-        return [a.outcome for a in run_loop(iterative, questions, tools).answered]
+        return [a.outcome for a in run_loop(strategy, questions, tools).answered]
 
     def one_at_a_time(threads: int) -> list[Outcome]:
         torch.set_num_threads(threads)
-        tools.generator.forget()
-        return [run_alone(iterative(q), tools) for q in questions]
+        return [run_alone(strategy(q), tools) for q in questions]
 
     def assert_same(ours: list[Outcome], theirs: list[Outcome]) -> None:
         assert ours == theirs, next(x for x in zip(ours, theirs, strict=True) if x[0] != x[1])
 
+    n = len(questions)
     compare(
-        f"loop: {n} questions, {ROUNDS} rounds of {NEW} new tokens, decode-heavy",
-        peer="the same strategy, one question at a time", unit="questions/s", aim=3.0,
-        ours=in_lock_step, work=n, check=assert_same,
-        theirs={f"{t} threads": lambda t=t: one_at_a_time(t) for t in sorted({1, args.threads})},
+        f"loop: {kind}, {n} questions, {work.new} new tokens", unit="questions/s", aim=work.aim,
+        peer="the same strategy, one question at a time", work=n,
+        ours=in_lock_step, check=assert_same,
+        theirs={f"{t} threads": lambda t=t: one_at_a_time(t) for t in sorted({1, THREADS})},
     )  # fmt: skip
-    llm = [t for t in run_loop(iterative, questions, tools).ticks if t.kind == "LLM"]
+    llm = [t for t in run_loop(strategy, questions, tools).ticks if t.kind == "LLM"]
     calls, batches = sum(t.n_requests for t in llm), sum(t.n_batches for t in llm)
     print(json.dumps({
-        "benchmark": f"loop: {n} questions, batches of LLM calls",
-        "peer": "the same strategy, one question at a time", "unit": "batches",
+        "benchmark": f"loop: {kind}, {n} questions, calls of the model", "unit": "batches",
+        "peer": "the same strategy, one question at a time",
         "ours": batches, "theirs": calls, "ratio": calls / batches, "aim": 5.0,
-    }))  # fmt: skip
+    }), flush=True)  # fmt: skip
 
 
 def run_alone(steps: Steps, tools: Tools) -> Outcome:
     """One question from its first effect to its last, each run as it is asked for."""
+    tools.generator.forget()
     value: Any = None
     try:
         while True:
