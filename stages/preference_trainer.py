@@ -14,26 +14,22 @@ Equal inputs train to equal bytes, also when training was killed and goes on fro
 """
 
 import json
-import logging
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stages.checkpoint import resume, save
 from stages.digest import digest
 from stages.errors import QuarryError
 from stages.preference import Group, Pairing, preferred, win_probability
 from stages.preference_losses import Scores, weighted_mean
 from stages.records import RecordStore
-
-log = logging.getLogger(__name__)
 
 VERSION = "1"  # of what a log-probability and a step are; part of every key
 CLIP = 1.0  # largest gradient norm of a step
@@ -243,7 +239,7 @@ def train(
     model.eval()  # no dropout, here and in the reference
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=0.0)
-    first = _resume(checkpoint, trained, optimiser)
+    first = resume(checkpoint, trained, optimiser)
     stream = _order(items, seed=seed, skip=first * batch)
     read = 0
     with tqdm(total=steps, initial=first, unit="step", disable=None, delay=2) as bar:
@@ -267,7 +263,7 @@ def train(
             bar.set_postfix(loss=f"{total:.3f}", refresh=False)
             bar.update()
             if checkpoint and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
-                _save(checkpoint, step + 1, trained, optimiser)
+                save(checkpoint, step + 1, trained, optimiser)
     return {"trained_tokens": read, "trained_steps": steps - first}
 
 
@@ -284,47 +280,6 @@ def _order(items: Sequence[Item], *, seed: int, skip: int) -> Iterator[Item]:
         key = {id(i): digest(str(seed), str(epoch), i.encoded.group.group_id) for i in items}
         yield from sorted(items, key=lambda i: key[id(i)])[skip:]
         epoch, skip = epoch + 1, 0
-
-
-def _save(
-    path: Path, step: int, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> None:
-    """Weights, both moments and the step, in one file that is there whole or not at all."""
-    tensors = {}
-    for name, p in trained.items():
-        state = optimiser.state[p]
-        tensors |= {
-            f"weight/{name}": p.detach(),
-            f"first/{name}": state["exp_avg"],
-            f"second/{name}": state["exp_avg_sq"],
-        }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, tmp, metadata={"step": str(step)})
-    tmp.replace(path)
-
-
-def _resume(
-    path: Path | None, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> int:
-    """The number of steps that a checkpoint has behind it, after loading it; 0 without one."""
-    if path is None or not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as f:
-            step = int(f.metadata()["step"])
-            with torch.no_grad():
-                for name, p in trained.items():
-                    p.copy_(f.get_tensor(f"weight/{name}"))
-                    optimiser.state[p] = {
-                        "step": torch.tensor(float(step)),
-                        "exp_avg": f.get_tensor(f"first/{name}").to(p.device),
-                        "exp_avg_sq": f.get_tensor(f"second/{name}").to(p.device),
-                    }
-    except SafetensorError as e:
-        raise QuarryError(f"{path}: damaged checkpoint ({e}). Delete it and run again.") from e
-    log.info("going on from step %d of %s", step, path)
-    return step
 
 
 def measure(model: nn.Module, items: Sequence[Item], goal: Goal, *, tokens: int) -> dict[str, Any]:

@@ -10,20 +10,27 @@ of the batch.
 
 ``training.json`` gives nDCG@10 on split dev before and after. The vectors for that lie in the
 record store, where the indexes of both models find them.
+
+The batches are fixed before the first step, and dropout is drawn from the seed and the step: a
+training that was killed goes on from its checkpoint and ends with equal bytes.
 """
 
 import itertools
+import json
 import logging
 import math
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import sentence_transformers
 import torch
+import transformers
 from datasets import Dataset
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from sentence_transformers import (
@@ -32,10 +39,13 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.losses import MultipleNegativesRankingLoss
+from torch import nn
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 
+from stages import checkpoint
+from stages.digest import digest
 from stages.encoder import DenseEncoder, embed, open_encoder
 from stages.errors import QuarryError
 from stages.finetune import Inputs, negatives
@@ -49,6 +59,9 @@ from stages.tables import read_table
 from stages.types import Hit
 
 log = logging.getLogger(__name__)
+
+VERSION = "1"  # of what a step is; part of every checkpoint's name
+SAVE_EVERY = 20  # steps between checkpoints
 
 
 class Params(Entry):
@@ -103,7 +116,9 @@ def train(params: Params, inputs: Inputs, out: Path) -> dict[str, float]:
     began = time.perf_counter()
     encoder = open_encoder(inputs.model, max_tokens=params.dev_tokens, threads=params.threads)
     columns = to_columns(batches, questions, texts, encoder.model.prompts)
-    fit(inputs.model, out, columns, [len(b) for b in batches], params)
+    sizes = [len(b) for b in batches]
+    saved = checkpoint.CHECKPOINTS / f"{_key(params, made, columns, sizes)}.safetensors"
+    first = fit(inputs.model, out, columns, sizes, params, saved)
     seconds = time.perf_counter() - began
     made_by = {**params.model_dump(mode="json"), "base": made["fingerprint"], "rows": len(rows)}
     write_training(out, "dense", **made_by)  # sealed: now it can be opened
@@ -118,11 +133,12 @@ def train(params: Params, inputs: Inputs, out: Path) -> dict[str, float]:
         }
     log.info("dev nDCG@10: %s", dev)
     write_training(out, "dense", **made_by, dev_ndcg_at_10=dev)
+    saved.unlink(missing_ok=True)
     return {
-        "train_seconds": round(seconds, 2),
-        "rows_per_second": round(sum(map(len, batches)) / seconds, 1),
+        "train_seconds": round(seconds, 2), "trained_steps": len(sizes) - first,
+        "rows_per_second": round(sum(sizes[first:]) / seconds, 1),
         "dev_seconds": round(time.perf_counter() - began, 2),
-    }
+    }  # fmt: skip
 
 
 def to_columns(
@@ -140,13 +156,31 @@ def to_columns(
     return columns
 
 
+def _key(
+    params: Params,
+    made: Mapping[str, object],
+    columns: Mapping[str, Sequence[str]],
+    sizes: Sequence[int],
+) -> str:
+    """What a checkpoint belongs to: everything that decides the training."""
+    values = params.model_dump_json(exclude={"corpus", "index", "encoder", "model", "dev_tokens"})
+    return digest(
+        "dense", VERSION, torch.__version__, transformers.__version__,
+        sentence_transformers.__version__, values, made["fingerprint"],
+        json.dumps([columns, sizes]),
+    )  # fmt: skip
+
+
 class _Progress(TrainerCallback):
     """A bar that is silent where nobody looks."""
 
     def on_train_begin(
-        self, args: SentenceTransformerTrainingArguments, *_: object, **__: object
-    ) -> None:
-        self.bar = tqdm(total=args.max_steps, unit="step", disable=None, delay=2)
+        self, args: SentenceTransformerTrainingArguments, state: TrainerState, *_: object,
+        **__: object,
+    ) -> None:  # fmt: skip
+        self.bar = tqdm(
+            total=args.max_steps, initial=state.global_step, unit="step", disable=None, delay=2
+        )
 
     def on_step_end(self, *_: object, **__: object) -> None:
         self.bar.update()
@@ -155,9 +189,48 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
+class _Steps(TrainerCallback):
+    """Counts from the checkpoint's step on, makes dropout a step's own, and saves.
+
+    The trainer's own checkpoints are pickles.
+    """
+
+    def __init__(self, path: Path, first: int, trained: Mapping[str, nn.Parameter]) -> None:
+        self.path, self.first, self.trained = path, first, trained
+
+    def on_train_begin(
+        self, args: SentenceTransformerTrainingArguments, state: TrainerState,
+        control: TrainerControl, *, lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        **_: object,
+    ) -> None:  # fmt: skip
+        state.global_step = self.first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimiser's steps were another process's
+            for _step in range(self.first):
+                lr_scheduler.step()
+
+    def on_step_begin(
+        self, args: SentenceTransformerTrainingArguments, state: TrainerState, *_: object,
+        **__: object,
+    ) -> None:  # fmt: skip
+        torch.manual_seed(int(digest("step", str(args.seed), str(state.global_step))[:15], 16))
+
+    def on_step_end(
+        self, args: SentenceTransformerTrainingArguments, state: TrainerState,
+        control: TrainerControl, *, optimizer: torch.optim.Optimizer, **_: object,
+    ) -> None:  # fmt: skip
+        step = state.global_step
+        if step % SAVE_EVERY == 0 or step == args.max_steps:
+            checkpoint.save(self.path, step, self.trained, optimizer)
+
+
 def fit(base: Path, out: Path, columns: Mapping[str, Sequence[str]], sizes: Sequence[int],
-        params: Params) -> None:  # fmt: skip
-    """Train the encoder in ``base`` on batches of these sizes, in order; write it to ``out``."""
+        params: Params, saved: Path) -> int:  # fmt: skip
+    """Train the encoder in ``base`` on batches of these sizes, in order; write it to ``out``.
+
+    Training goes on from the checkpoint ``saved`` where there is one; returned is the number of
+    steps that it had behind it.
+    """
     transformers_logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(params.seed)  # for weights that the base has not, if any
@@ -170,21 +243,27 @@ def fit(base: Path, out: Path, columns: Mapping[str, Sequence[str]], sizes: Sequ
             args=SentenceTransformerTrainingArguments(
                 output_dir=scratch, max_steps=len(sizes), learning_rate=params.lr,
                 warmup_steps=round(len(sizes) * params.warmup), seed=params.seed, use_cpu=True,
-                batch_sampler=lambda dataset, **_: order, save_strategy="no",
+                batch_sampler=lambda dataset, **_: order[first:], save_strategy="no",
                 logging_strategy="no", report_to=[], disable_tqdm=True,
             ),
             train_dataset=Dataset.from_dict(dict(columns)),
             loss=MultipleNegativesRankingLoss(model, scale=1 / params.temperature),
-            callbacks=[_Progress()],
         )  # fmt: skip
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # Before train(), which asks for the batches.
+        first = checkpoint.resume(saved, trained, trainer.create_optimizer())
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        trainer.add_callback(_Steps(saved, first, trained))
+        trainer.add_callback(_Progress())
+        if first < len(sizes):
+            trainer.train()
         model[0].auto_model.save_pretrained(out)
     for path in sorted(base.rglob("*")):
         target = out / path.relative_to(base)
         if path.is_file() and path.suffix != ".safetensors" and path.name != TRAINING:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+    return first
 
 
 def dev_ndcg(

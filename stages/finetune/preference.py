@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from stages import preference_trainer as trainer
+from stages.checkpoint import CHECKPOINTS
 from stages.digest import digest
 from stages.errors import QuarryError
 from stages.finetune import Inputs
@@ -40,7 +41,6 @@ from stages.tables import read_table
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = Path(".quarry/checkpoints")
 TARGETS = {"all": "all-linear", "q_v": ["q_proj", "v_proj"]}
 
 

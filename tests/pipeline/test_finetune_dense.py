@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from stages.checkpoint import CHECKPOINTS
 from stages.digest import folder_digest
 from stages.encoder import open_encoder
 from stages.errors import QuarryError
@@ -124,6 +125,47 @@ def test_equal_inputs_make_equal_bytes_and_another_seed_other_bytes(inputs: Inpu
     first = folder_digest(train(inputs, "one", steps=3))
     assert folder_digest(train(inputs, "two", steps=3)) == first
     assert folder_digest(train(inputs, "three", steps=3, seed=4)) != first
+
+
+def test_a_killed_training_resumes_from_its_checkpoint_to_equal_bytes(
+    inputs: Inputs, monkeypatch
+) -> None:
+    whole = folder_digest(train(inputs, "whole", steps=12))
+    monkeypatch.setattr(recipe, "SAVE_EVERY", 5)
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def dies(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        if len(rates) == 8:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(inputs, "killed", steps=12)
+    assert [p.suffix for p in CHECKPOINTS.iterdir()] == [".safetensors"]
+    other = folder_digest(train(inputs, "other", steps=12, seed=4))
+    assert other != whole and len(rates) == 8 + 12, "another training's checkpoint is not taken"
+    assert folder_digest(train(inputs, "resumed", steps=12)) == whole
+    assert len(rates) == 8 + 12 + (12 - 5)
+    assert rates[-7:] == rates[8 + 5 : 8 + 12], "the rate goes on where it was"
+    assert not list(CHECKPOINTS.iterdir())
+
+
+def test_a_training_killed_after_its_last_step_has_no_step_left(
+    inputs: Inputs, monkeypatch
+) -> None:
+    whole = folder_digest(train(inputs, "whole", steps=3))
+
+    def dies(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(recipe, "dev_ndcg", dies)
+        train(inputs, "killed", steps=3)
+    monkeypatch.setattr(recipe.SentenceTransformerTrainer, "train", dies)
+    assert folder_digest(train(inputs, "resumed", steps=3)) == whole
 
 
 def test_the_result_opens_in_sentence_transformers_with_the_same_vectors(inputs: Inputs) -> None:

@@ -109,6 +109,24 @@ def long_finetune() -> None:
     run_room("pairs", "mine")
 
 
+def long_dense() -> None:
+    tiny_bert(Path("data/finetune/tiny"))
+    corpus(40, 12)
+    rows = [
+        {"qid": f"q{i}", "text": f"What is No {i}?", "split": "train", "answers": [],
+         "options": [], "meta": "{}"}
+        for i in range(40)
+    ]  # fmt: skip
+    write_table(table("queries", rows), Path("data/ingest/c"), "queries")
+    judged = [{"qid": f"q{i}", "docid": f"d{i}", "rel": 1} for i in range(40)]
+    write_table(table("qrels", judged), Path("data/ingest/c"), "qrels")
+    words = {"kind": "bm25", "corpus": "c", "model": "none", "centroids": "none"}
+    slots = {**SLOTS, "pairs": "none", "model": "tiny"}
+    entry = {**slots, "recipe": "dense", "steps": 150, "batch": 4, "skip": 0, "seed": 1}
+    write_params(index={"words": words}, finetune={"mine": entry})
+    run_room("index", "words")
+
+
 def count(store: str) -> int:
     """How many records a store has, seen from outside while another process writes."""
     path = Path(store) / "records.sqlite"
@@ -185,8 +203,12 @@ def test_a_killed_stage_goes_on_where_it_was(room, prepare, monkeypatch, kept_no
     assert [path for path in Path().rglob("*") if path.name.endswith(".tmp")] == []
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(monkeypatch) -> None:
-    long_finetune()
+@pytest.mark.parametrize(
+    "prepare",
+    [pytest.param(long_finetune, id="preference"), pytest.param(long_dense, id="dense")],
+)
+def test_a_killed_training_goes_on_from_its_checkpoint(prepare, monkeypatch) -> None:
+    prepare()
     store = kill_midway("finetune", checkpoints)
     assert checkpoints(store) == 1
     assert not Path("data/finetune/mine").exists()
@@ -196,7 +218,8 @@ def test_a_killed_training_goes_on_from_its_checkpoint(monkeypatch) -> None:
         monkeypatch.setenv("QUARRY_RECORDS", where)
         made = run_room("finetune", "mine")
         facts = json.loads(Path(".quarry/timings/finetune/mine.json").read_text())
-        trained.append((made, facts["trained_tokens"]))
+        trained.append((made, facts["trained_steps"]))
+        assert checkpoints(where) == 0
     (resumed, rest), (undisturbed, all_) = trained
     assert resumed == undisturbed
     assert 0 < rest < all_
