@@ -1,7 +1,8 @@
 """Values from ``params.yaml``, validated: unknown keys and wrong types are errors.
 
 Each method has one frozen model, a subclass of ``Entry``, in its own file; ``load`` reads one
-entry into it. From there on there are only keyword arguments.
+entry into it. From there on there are only keyword arguments. The file is read as DVC reads it
+(YAML 1.2: ``off`` is a word and ``1e-4`` a number), so that both see the same values.
 """
 
 import difflib
@@ -9,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML, YAMLError
 
 from stages.errors import QuarryError
 
@@ -33,10 +34,10 @@ def entries(room: str, *, study: bool = False, path: Path = PARAMS) -> dict[str,
     """All entries of a room: ``params.yaml`` under the room's name (or under ``studies``)."""
     where = f"studies.{room}" if study else room
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise QuarryError(f"{path} is not here: run from the project's root.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (YAMLError, UnicodeDecodeError) as e:
         raise QuarryError(f"{path}: not YAML: {e}") from None
     block = values.get("studies") if study and isinstance(values, dict) else values
     if not isinstance(block, dict) or not isinstance(block.get(room), dict):

@@ -122,3 +122,20 @@ def test_no_default_stage_reads_what_a_study_writes() -> None:
         for key, item in PARAMS[room].items():
             for dep in resolved(GRAPH[room]["do"]["deps"], item, key):
                 assert not dep.startswith("data/studies"), f"{room}@{key} reads {dep}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_dvc_exp_run_writes_reads_as_before(room: str, tmp_path: Path) -> None:
+    """``-S`` writes the file anew and breaks long lines: no entry may suffer from that."""
+    from dvc.utils.serialize import modify_yaml
+
+    from stages.params import entries
+
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    with modify_yaml(str(path)) as values:
+        values["serve"]["bm25-semanlink"]["k"] = 7
+    expected = {key: dict(item) for key, item in PARAMS[room].items()}
+    if room == "serve":
+        expected["bm25-semanlink"]["k"] = 7
+    assert entries(room, path=path) == expected

@@ -53,6 +53,12 @@ def test_an_entry_is_read_with_its_defaults_and_cannot_be_changed(written) -> No
         values.nprobe = 9
 
 
+def test_values_are_those_that_dvc_reads(written) -> None:
+    path = written("index:\n  a: {kind: flat, corpus: off, scale: 1e-4}\n")
+    loaded = params.load(Params, "index", "a", path=path)
+    assert (loaded.corpus, loaded.scale) == ("off", 1e-4)  # YAML 1.1 has False and "1e-4"
+
+
 def test_a_study_entry_is_read_from_its_own_block(written) -> None:
     path = written("index: {}\nstudies: {index: {mine: {kind: flat, corpus: nq}}}")
     assert params.load(Params, "index", "mine", study=True, path=path).corpus == "nq"
