@@ -62,6 +62,6 @@ llm: setup  ## serve the large generator on loopback, OpenAI-compatible (PORT=80
 
 clean:  ## remove what stages wrote and the environment; the DVC cache and records stay
 	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .quarry/prefect .quarry/report .quarry/timings .quarry/checkpoints
-	@find data -mindepth 2 -maxdepth 2 ! -name none -exec rm -rf {} +
+	@git clean -qfdX data
 
 .PHONY: help setup run ui test test-slow lint bench models-large llm clean

@@ -1,0 +1,27 @@
+"""The Makefile's targets that touch files."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_clean_removes_what_stages_wrote_and_nothing_that_git_keeps(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", ROOT.as_uri(), clone], check=True)
+    (clone / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    written = clone / "data" / "runs" / "mine" / "bm25-mine"
+    written.mkdir(parents=True)
+    (written / "runs.parquet").touch()
+    before = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=clone, check=True, capture_output=True, text=True
+    ).stdout
+
+    subprocess.run(["make", "-s", "clean"], cwd=clone, check=True)
+    after = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=clone, check=True, capture_output=True, text=True
+    ).stdout
+    assert after == before  # no tracked file is gone
+    assert not written.exists()
+    assert (clone / "data" / "runs" / "none").is_dir()
+    assert list((clone / "data" / "evaluate").glob("*/metrics.json"))
