@@ -50,8 +50,8 @@ lint: setup  ## ruff: rules and format
 bench: setup $(VENV)/.bench  ## benchmarks, one JSON line each (NAME=encode for one)
 	@for f in $(if $(NAME),benchmarks/$(NAME).py,$(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py))); do python $$f; done
 
-$(VENV)/.bench: requirements-bench.txt $(VENV)/.packages
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -r requirements-bench.txt
+$(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.packages
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test,bench]"
 	@touch $@
 
 models-large: setup  ## opt-in: a 1.5B generator (1.1 GB), see docs/models.md
