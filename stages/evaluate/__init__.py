@@ -5,7 +5,7 @@ Read in this order: ``ranking.py`` (nDCG, R, RR, AP, P, Success as in trec_eval)
 paired tests, Holm), then the suites, each with ``evaluate(collection, systems, ...)`` and its
 ``Params``:
 
-- ``standard.py``  every system of a corpus on one split, against a baseline
+- ``standard.py``  the named systems of a corpus on one split, against a baseline
 
 ``__main__.py`` is the shell: it reads the corpus, the runs of ``serve`` and ``fuse``, and
 writes metrics, values per query, comparisons and the rows of the plots.

@@ -12,36 +12,40 @@ from stages.shell import NONE, Task
 
 
 def find_systems(task: Task, values: Entry) -> dict[str, Path]:
-    """The folder of each system that takes part, by name: runs of serve, then of fuse."""
-    slots = [("serve", "runs", values.corpus), ("fuse", "fused", values.fused)]
-    folders = []
-    for room, *slot in slots:
-        if slot[1] == NONE:
-            continue
-        folders.append(task.folder(*slot))
-        if not folders[-1].is_dir():
-            raise QuarryError(
-                f"evaluate.{task.entry}: {folders[-1]} is missing. Make it with: dvc repro {room}"
-            )
+    """The folder of each system that takes part, by name: runs of serve, then of fuse.
+
+    Those are the runs that the entry names, and the baseline. A run is one of an entry that
+    there is: what an entry left behind that was renamed or removed since takes no part.
+    """
+    wanted = {*values.runs, values.baseline} - {NONE}
+    repro = "dvc repro studies/dvc.yaml:" if task.study else "dvc repro "
     found: dict[str, Path] = {}
-    for path in (p.parent for f in folders for p in sorted(f.glob("[!.]*/runs.parquet"))):
-        if path.name in found:
-            raise QuarryError(
-                f"evaluate.{task.entry}: {found[path.name]} and {path} have the same name. "
-                f"Rename one of the two entries in params.yaml."
-            )
-        found[path.name] = path
-    named = {"runs": values.runs or [], "baseline": [values.baseline]}
-    for key, names in named.items():
-        for name in names:
-            if name not in found and name != NONE:
+    there: dict[str, str] = {}  # all entries over the corpus -> their room
+    for room, *slot in (("serve", "runs", values.corpus), ("fuse", "fused", values.fused)):
+        for name, entry in params.entries(room, study=task.study).items():
+            if not isinstance(entry, dict) or entry.get("corpus") != slot[1]:
+                continue
+            if name in there:
                 raise QuarryError(
-                    f"evaluate.{task.entry}.{key}: no run '{name}' in "
-                    f"{' or '.join(map(str, folders))}; there are: {', '.join(found) or 'none'}. "
-                    f"Make it with: dvc repro serve@{name} (or fuse@{name})"
+                    f"evaluate.{task.entry}: {there[name]}.{name} and {room}.{name} have the "
+                    f"same name. Rename one of the two in params.yaml."
                 )
-    keep = {*named["runs"], *named["baseline"]} if values.runs is not None else set(found)
-    return {name: path for name, path in found.items() if name in keep}
+            there[name] = room
+        for name in sorted(name for name in wanted if there.get(name) == room):
+            found[name] = task.folder(*slot) / name
+            if not (found[name] / "runs.parquet").is_file():
+                raise QuarryError(
+                    f"evaluate.{task.entry}: the run {found[name]} is missing. "
+                    f"Make it with: {repro}{room}@{name}"
+                )
+    for key, names in {"runs": values.runs, "baseline": [values.baseline]}.items():
+        if lost := [name for name in names if name not in found and name != NONE]:
+            raise QuarryError(
+                f"evaluate.{task.entry}.{key}: '{lost[0]}' is no entry of serve with corpus "
+                f"'{values.corpus}', nor of fuse with corpus '{values.fused}'; there are: "
+                f"{', '.join(there) or 'none'}. Name one of them, or add the entry to params.yaml."
+            )
+    return found
 
 
 def read_answers(folder: Path) -> pa.Table | None:

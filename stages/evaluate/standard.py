@@ -1,10 +1,13 @@
-"""Every system of a corpus on one split: quality with intervals, tests, and cost.
+"""Systems of a corpus on one split: quality with intervals, tests, and cost.
 
 A figure is a mean over questions and stands beside their number ``n``: for rankings, the
 judged questions that the system was asked; for answers, those with gold answers. A system is
 compared with the baseline on the questions that both have a value for; p values are adjusted
 (Holm) over the systems, measure by measure. A figure that a corpus or a system cannot have (no
 judgements, no gold answers, nothing retrieved) is absent, never 0.
+
+Which systems those are stands in the entry: they are the family of the tests, and a result that
+depended on what else lies in a folder would depend on its history.
 """
 
 import logging
@@ -38,11 +41,11 @@ class Params(Entry):
 
     suite: Literal["standard"]
     corpus: str  # whose questions, judgements and runs
-    fused: str  # corpus whose fused runs take part, or none
+    fused: str  # corpus whose fused runs are named, or none
     split: str  # of the questions; "all" takes every one
-    baseline: str  # what the others are compared with, or none
+    runs: list[str] = Field(min_length=1)  # the systems: entries of serve over corpus, of fuse
+    baseline: str  # what the others are compared with, takes part itself; or none
     measures: list[str] = Field(["nDCG@10", "R@100"], min_length=1)  # of rankings
-    runs: list[str] | None = None  # the systems that take part; None: all there are
     resamples: int = Field(2000, ge=100)  # of the bootstrap and of the permutation test
     seed: int = 13  # of the resampling
 

@@ -10,17 +10,26 @@ from stages.shell import Task
 
 
 def find_runs(task: Task, corpus: str, names: list[str]) -> list[Path]:
-    """The folders of the named runs over a corpus, in the order named."""
-    folder = task.folder("runs", corpus)
-    there = sorted(p.parent.name for p in folder.glob("[!.]*/runs.parquet"))
-    for name in names:
+    """The folders of the named runs over a corpus, in the order named.
+
+    A run is one of an entry that there is, as in ``evaluate``: not what a renamed one left.
+    """
+    entries = params.entries("serve", study=task.study).items()
+    there = [n for n, entry in entries if isinstance(entry, dict) and entry.get("corpus") == corpus]
+    repro = "dvc repro studies/dvc.yaml:" if task.study else "dvc repro "
+    folders = [task.folder("runs", corpus) / name for name in names]
+    for name, folder in zip(names, folders, strict=True):
         if name not in there:
             raise QuarryError(
-                f"fuse.{task.entry}.runs: no run '{name}' in {folder}; "
+                f"fuse.{task.entry}.runs: '{name}' is no entry of serve with corpus '{corpus}'; "
                 f"there are: {', '.join(there) or 'none'}. "
-                f"Make it with: dvc repro serve@{name}, or name another run."
+                f"Name one of them, or add the entry to params.yaml."
             )
-    return [folder / name for name in names]
+        if not (folder / "runs.parquet").is_file():
+            raise QuarryError(
+                f"fuse.{task.entry}: the run {folder} is missing. Make it with: {repro}serve@{name}"
+            )
+    return folders
 
 
 def make(task: Task, folder: Path) -> dict[str, float]:

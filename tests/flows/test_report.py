@@ -205,7 +205,7 @@ def test_the_graph_has_a_box_per_stage_and_no_edge_that_others_imply():
 def project(tmp_path, monkeypatch) -> Path:
     """A project in which one evaluation of two was made."""
     monkeypatch.chdir(tmp_path)
-    entry = "{suite: standard, corpus: c, fused: none, split: test, baseline: bm25}"
+    entry = "{suite: standard, corpus: c, fused: none, split: test, baseline: bm25, runs: [bm25]}"
     Path("params.yaml").write_text(f"evaluate:\n  made: {entry}\n  not-yet: {entry}\n")
     Path("data/evaluate/made").mkdir(parents=True)
     for part in ("metrics", "recall", "cost"):

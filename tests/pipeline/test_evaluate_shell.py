@@ -27,12 +27,16 @@ def evaluate(folder: Path, entry: str) -> subprocess.CompletedProcess[str]:
 def project(tmp_path: Path) -> Path:
     keys = "suite: standard, corpus: c, split: test, resamples: 100"
     (tmp_path / "params.yaml").write_text(
+        "serve: {two: {corpus: c}, one: {corpus: c}, new: {corpus: c}, far: {corpus: d}}\n"
+        "fuse: {mixed: {corpus: c}, one: {corpus: clash}}\n"
         "evaluate:\n"
-        f"  good: {{{keys}, fused: c, baseline: one}}\n"
+        f"  good: {{{keys}, fused: c, baseline: one, runs: [mixed, one, two]}}\n"
         f"  some: {{{keys}, fused: c, baseline: one, runs: [mixed]}}\n"
-        f"  lost: {{{keys}, fused: none, baseline: mixed}}\n"
-        f"  no-fused: {{{keys}, fused: d, baseline: one}}\n"
-        f"  clash: {{{keys}, fused: clash, baseline: one}}\n"
+        f"  every: {{{keys}, fused: c, baseline: one}}\n"
+        f"  not-made: {{{keys}, fused: c, baseline: one, runs: [new]}}\n"
+        f"  renamed: {{{keys}, fused: c, baseline: one, runs: [one, old]}}\n"
+        f"  lost: {{{keys}, fused: none, baseline: mixed, runs: [one]}}\n"
+        f"  clash: {{{keys}, fused: clash, baseline: none, runs: [two]}}\n"
     )
     query = {"text": "?", "split": "test", "answers": [], "options": [], "meta": "{}"}
     ingest = {"queries": [{"qid": "q"} | query], "qrels": [{"qid": "q", "docid": "a", "rel": 1}]}
@@ -40,7 +44,7 @@ def project(tmp_path: Path) -> Path:
         (tmp_path / "data/ingest/c").mkdir(parents=True, exist_ok=True)
         rows = tables.table(kind, ingest.get(kind, []))
         tables.write_table(rows, tmp_path / "data/ingest/c", kind)
-    runs = ("runs/c/one", "runs/c/two", "fused/c/mixed", "fused/clash/two", "runs/c/.dead.7.tmp")
+    runs = ("runs/c/one", "runs/c/two", "runs/c/old", "fused/c/mixed", "runs/c/.dead.7.tmp")
     for name in runs:
         (tmp_path / "data" / name).mkdir(parents=True)
         found = run_table(["q"], [[Hit("a", 1.0)]])
@@ -61,7 +65,7 @@ def test_runs_and_fused_runs_are_measured_and_twice_the_same_bytes(project):
     assert folder_digest(out) == first
 
 
-def test_named_runs_and_the_baseline_take_part(project):
+def test_named_runs_and_the_baseline_take_part_and_nothing_else_that_lies_there(project):
     assert evaluate(project, "some").returncode == 0
     metrics = json.loads((project / "data/evaluate/some/metrics.json").read_text())
     assert set(metrics) == {"mixed", "one"}
@@ -70,24 +74,33 @@ def test_named_runs_and_the_baseline_take_part(project):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        ("every", "params.yaml: bad values:\n  evaluate.every.runs: missing; add it."),
         (
-            "lost",
-            "evaluate.lost.baseline: no run 'mixed' in data/runs/c; there are: one, two. "
-            "Make it with: dvc repro serve@mixed (or fuse@mixed)",
+            "not-made",
+            "evaluate.not-made: the run data/runs/c/new is missing. "
+            "Make it with: dvc repro serve@new",
         ),
         (
-            "no-fused",
-            "evaluate.no-fused: data/fused/d is missing. Make it with: dvc repro fuse",
+            "renamed",  # its folder is still there
+            "evaluate.renamed.runs: 'old' is no entry of serve with corpus 'c', nor of fuse with "
+            "corpus 'c'; there are: two, one, new, mixed. Name one of them, or add the entry to "
+            "params.yaml.",
+        ),
+        (
+            "lost",
+            "evaluate.lost.baseline: 'mixed' is no entry of serve with corpus 'c', nor of fuse "
+            "with corpus 'none'; there are: two, one, new. Name one of them, or add the entry to "
+            "params.yaml.",
         ),
         (
             "clash",
-            "evaluate.clash: data/runs/c/two and data/fused/clash/two have the same name. "
-            "Rename one of the two entries in params.yaml.",
+            "evaluate.clash: serve.one and fuse.one have the same name. "
+            "Rename one of the two in params.yaml.",
         ),
     ],
 )
 def test_what_does_not_fit_is_one_message_and_nothing_is_written(project, entry, message):
     done = evaluate(project, entry)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"quarry: {message}"
+    assert done.stderr.endswith(f"quarry: {message}\n")
     assert list((project / "data").glob("evaluate/*")) == []

@@ -25,11 +25,13 @@ def fuse(folder: Path, entry: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text(
+        "serve: {one: {corpus: c}, two: {corpus: c}, new: {corpus: c}, far: {corpus: d}}\n"
         "fuse:\n"
         "  good: {rule: rrf, corpus: c, runs: [one, two]}\n"
-        "  lost: {rule: rrf, corpus: c, runs: [one, three]}\n"
+        "  not-made: {rule: rrf, corpus: c, runs: [one, new]}\n"
+        "  renamed: {rule: rrf, corpus: c, runs: [one, old]}\n"
     )
-    for name, docs in {"one": "ab", "two": "bc"}.items():
+    for name, docs in {"one": "ab", "two": "bc", "old": "ca"}.items():
         folder = tmp_path / "data/runs/c" / name
         folder.mkdir(parents=True)
         hits = [Hit(d, -float(i)) for i, d in enumerate(docs)]
@@ -47,11 +49,22 @@ def test_an_entry_writes_its_run_below_its_corpus_and_twice_the_same_bytes(proje
     assert tables.read_table(out.parent, "runs")["docid"].to_pylist() == ["b", "a", "c"]
 
 
-def test_a_missing_run_is_named_and_nothing_is_written(project):
-    done = fuse(project, "lost")
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "not-made",
+            "fuse.not-made: the run data/runs/c/new is missing. Make it with: dvc repro serve@new",
+        ),
+        (
+            "renamed",  # its folder is still there
+            "fuse.renamed.runs: 'old' is no entry of serve with corpus 'c'; there are: one, two, "
+            "new. Name one of them, or add the entry to params.yaml.",
+        ),
+    ],
+)
+def test_a_run_that_is_not_there_is_named_and_nothing_is_written(project, entry, message):
+    done = fuse(project, entry)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        "quarry: fuse.lost.runs: no run 'three' in data/runs/c; there are: one, two. "
-        "Make it with: dvc repro serve@three, or name another run."
-    )
+    assert done.stderr.splitlines()[-1] == f"quarry: {message}"
     assert not (project / "data/fused").exists() or not any((project / "data/fused/c").iterdir())

@@ -99,6 +99,19 @@ def test_every_entry_loads(room: str, key: str) -> None:
     assert load(params, room, key, path=ROOT / "params.yaml").model_dump()
 
 
+@pytest.mark.parametrize("catalogue", [PARAMS, PARAMS["studies"]], ids=["default", "studies"])
+def test_named_runs_are_entries_over_their_corpus(catalogue: dict) -> None:
+    over = {
+        room: {n: e["corpus"] for n, e in catalogue[room].items()} for room in ("serve", "fuse")
+    }
+    for key, entry in catalogue["fuse"].items():
+        assert {over["serve"][n] for n in entry["runs"]} == {entry["corpus"]}, f"fuse.{key}.runs"
+    for key, entry in catalogue["evaluate"].items():
+        found = {n for n, corpus in over["serve"].items() if corpus == entry["corpus"]}
+        found |= {n for n, corpus in over["fuse"].items() if corpus == entry["fused"]}
+        assert {*entry["runs"], entry["baseline"]} <= found, f"evaluate.{key}.runs"
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_versions_of_the_room_are_a_dep(room: str) -> None:
     assert f"versions/{room}.txt" in GRAPH[room]["do"]["deps"]

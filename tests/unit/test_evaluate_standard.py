@@ -214,7 +214,7 @@ def test_a_misspelt_measure_names_the_key(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(
         "evaluate:\n  e: {suite: standard, corpus: c, fused: none, split: test, "
-        "baseline: none, measures: [NDCG@10]}\n"
+        "baseline: none, runs: [s], measures: [NDCG@10]}\n"
     )
     with pytest.raises(QuarryError, match=r"evaluate\.e\.measures: .*no measure 'NDCG@10'"):
         load(Params, "evaluate", "e", path=path)
