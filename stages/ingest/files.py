@@ -5,20 +5,25 @@ A document's id is its path in the folder. HTML gives its main text (trafilatura
 had parted; ``meta.pages`` says at which character each page begins. Both are slow and depend on
 the bytes alone, so they go through the record store. Other kinds of files are counted under
 ``ignored`` in stats.json. Encodings are found (mark, declaration, UTF-8, detection) and never
-forced: what fits none is set aside.
+forced: what fits none is set aside, and so is what the system does not let us read. A folder
+without one file of these kinds is an error: an unmounted folder is no empty corpus.
 """
 
+import codecs
 import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import signal
+import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +31,7 @@ import charset_normalizer
 from pydantic import Field
 
 from stages.digest import digest, file_digest
+from stages.errors import QuarryError
 from stages.ingest.chunk import ChunkParams
 from stages.ingest.lines import canonical_json
 from stages.ingest.source import (
@@ -66,45 +72,81 @@ class Extract(NamedTuple):
 
 
 def read(path: Path, params: Params, store: RecordStore) -> Source:
-    """The files below ``path`` in the order of their names; hidden ones are left out."""
-    files = [path] if path.is_file() else sorted(
-        p for p in path.rglob("*")
-        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
-    )  # fmt: skip
+    """The files below ``path`` in the order of their names; hidden ones are left out.
+
+    Raises:
+        QuarryError: none of them is of a kind that is read here.
+    """
+    files, rejects = ([path], []) if path.is_file() else _walk(path)
     root = path.parent if path.is_file() else path
     known = [p for p in files if p.suffix.lower() in _READERS]
-    ignored = Counter(p.suffix.lower() or "no suffix" for p in files if p not in set(known))
-    return Source(
-        _documents(root, known, params, store),
-        notes={"ignored": dict(sorted(ignored.items()))},
+    others = (p for p in files if p.suffix.lower() not in _READERS)
+    ignored = dict(
+        sorted(Counter(_printable(p.suffix.lower()) or "no suffix" for p in others).items())
     )
+    if not known:
+        there = ", ".join(f"{n} {suffix}" for suffix, n in ignored.items()) or "no other file"
+        there += "".join(f"; {r.locator}: {r.detail}" for r in rejects[:3])
+        raise QuarryError(
+            f"{path}: expected files in {', '.join(_READERS)}; there is none of them, and {there}. "
+            f"Name the folder that holds the documents, and see that it is mounted."
+        )
+    return Source(
+        chain(rejects, _documents(root, known, params, store)), notes={"ignored": ignored}
+    )
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Reject]]:
+    """Files in the order of their names, and the folders that cannot be listed."""
+    failed: list[OSError] = []
+    files: list[Path] = []
+    for folder, below, names in os.walk(root, onerror=failed.append):
+        below[:] = [name for name in below if not name.startswith(".")]
+        paths = (Path(folder, name) for name in names if not name.startswith("."))
+        files.extend(filter(_may_be_read, paths))
+    failed.sort(key=lambda e: e.filename)
+    return sorted(files), [
+        reject(_locator(root, Path(e.filename)), "unreadable", f"folder: {e.strerror}", b"")
+        for e in failed
+    ]
+
+
+def _may_be_read(path: Path) -> bool:
+    """No pipe, socket or device. What cannot be looked at counts: its row will say why."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _printable(name: str) -> str:
+    r"""A name from the file system with ``\xff`` for bytes that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _locator(root: Path, path: Path) -> str:
+    return _printable(path.relative_to(root).as_posix())
 
 
 def _documents(
     root: Path, files: list[Path], params: Params, store: RecordStore
 ) -> Iterator[Raw | Reject]:
-    max_bytes, seconds = params.max_bytes, params.max_seconds
-    slow = [p for p in files if p.suffix.lower() in _SLOW and p.stat().st_size <= max_bytes]
-    kept = store.compute(
-        [_key(p, seconds) for p in slow], slow, lambda part: [_record(p, seconds) for p in part],
-        batch=BATCH, unit="file",
-    )  # fmt: skip
-    extracted = dict(zip(slow, kept, strict=True))
+    extracted = _extract_slow(files, params, store)
     for path in files:
-        docid = path.relative_to(root).as_posix()
-        size = path.stat().st_size
-        if size > max_bytes:
-            with path.open("rb") as f:
-                sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-                f.seek(0)
-                detail = f"{size} bytes, max_bytes is {max_bytes}"
-                yield Reject(docid, "oversize", detail, f.read(RAW_BYTES), sha256)
-            continue
-        raw = path.read_bytes()
+        docid, raw = _locator(root, path), b""
         try:
+            if (size := path.stat().st_size) > params.max_bytes:
+                yield _oversize(path, docid, f"{size} bytes, max_bytes is {params.max_bytes}")
+                continue
+            raw = path.read_bytes()
+            if docid != path.relative_to(root).as_posix():
+                raise BadRow("decode", "the file's name is not UTF-8")
             doc = _unpack(extracted[path]) if path in extracted else extract(path, raw)
             if not doc.text.strip():
                 raise BadRow("empty_text", "no text in the file")
+        except OSError as e:
+            yield reject(docid, "unreadable", e.strerror or type(e).__name__, raw)
+            continue
         except BadRow as e:
             yield reject(docid, e.code, e.detail, raw)
             continue
@@ -113,7 +155,29 @@ def _documents(
         yield Raw(docid, title, doc.text, docid, canonical_json(meta), raw)
 
 
+def _oversize(path: Path, docid: str, detail: str) -> Reject:
+    with path.open("rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+        f.seek(0)
+        return Reject(docid, "oversize", detail, f.read(RAW_BYTES), sha256)
+
+
 # -- records: one per content of a slow file ------------------------------------------------------
+
+
+def _extract_slow(files: list[Path], params: Params, store: RecordStore) -> dict[Path, bytes]:
+    """The records of the slow files that can be read."""
+    keys: dict[Path, str] = {}
+    for path in files:
+        # One that cannot be read is left to the caller, who says so in its row.
+        with contextlib.suppress(OSError):
+            if path.suffix.lower() in _SLOW and path.stat().st_size <= params.max_bytes:
+                keys[path] = _key(path, params.max_seconds)
+    kept = store.compute(
+        list(keys.values()), list(keys),
+        lambda part: [_record(p, params.max_seconds) for p in part], batch=BATCH, unit="file",
+    )  # fmt: skip
+    return dict(zip(keys, kept, strict=True))
 
 
 def _key(path: Path, seconds: float) -> str:
@@ -191,11 +255,27 @@ def _read_html(raw: bytes) -> Extract:
     import trafilatura
 
     declared = re.search(rb"<meta[^>]{0,200}charset=[\"' ]?([\w-]+)", raw[:4096], re.I)
-    html = decode(raw, declared[1].decode() if declared else "")
-    page = trafilatura.bare_extraction(html, include_comments=False, with_metadata=True)
+    html = decode(raw, _charset(declared[1].decode()) if declared else "")
+    try:
+        page = trafilatura.bare_extraction(html, include_comments=False, with_metadata=True)
+    except Exception as e:  # a broken page breaks the parser in any way
+        raise BadRow("html_broken", f"{type(e).__name__}: {e}") from None
     if page is None or not (page.text or "").strip():
         raise BadRow("html_empty", "no main text in the page")
     return Extract(page.title or "", page.text.replace("\n", "\n\n"), {})  # a line, a paragraph
+
+
+def _charset(declared: str) -> str:
+    """The name of a codec that a page may declare, "" for another word.
+
+    Python's codecs hold some that are no charsets; and a page whose declaration is found byte by
+    byte is not in one of 16 or 32 bits (WHATWG, Encoding: read it as UTF-8).
+    """
+    try:
+        name = codecs.lookup(declared).name
+    except LookupError:
+        return ""
+    return "" if re.match("undefined|punycode|idna|.*escape|utf-(?:16|32)", name) else name
 
 
 def _read_pdf(raw: bytes) -> Extract:
@@ -267,7 +347,7 @@ def decode(raw: bytes, declared: str = "") -> str:
     for encoding in filter(None, (marked, declared, "utf-8")):
         try:
             return raw.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):  # not all codecs raise UnicodeDecodeError
             continue
     best = charset_normalizer.from_bytes(raw).best()
     if best is None:

@@ -119,8 +119,17 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def canonical_json(value: dict[str, Any]) -> str:
-    """Sorted keys, no blanks; "{}" for nothing. What JSON does not know is written as text."""
-    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode() if value else "{}"
+    """Sorted keys, no blanks; "{}" for nothing. What JSON does not know is written as text.
+
+    Raises:
+        BadRow: ``schema``: too deep, or a number of more than 64 bits.
+    """
+    if not value:
+        return "{}"
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+    except orjson.JSONEncodeError as e:
+        raise BadRow("schema", f"fields that cannot be kept as JSON: {e}") from None
 
 
 # -- queries and judgements beside a corpus ------------------------------------------------------

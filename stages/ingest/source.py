@@ -19,10 +19,12 @@ Code = Literal[
     "decode",  # not text in any encoding that it may be in
     "schema",  # a field is missing or of the wrong type
     "empty_text",  # neither title nor text
+    "unreadable",  # the system does not let the file be read
     "too_long",  # more characters than max_chars
     "oversize",  # more bytes than are read of one line or file
     "id_conflict",  # this id is taken, with other content
     "html_empty",  # no main text in the page
+    "html_broken",
     "pdf_encrypted", "pdf_needs_ocr", "pdf_broken",
     "qrel_dangling",  # judges a query or a document that is not there
 ]  # fmt: skip

@@ -183,3 +183,52 @@ def test_a_text_file_named_parquet_is_an_error(tmp_path: Path) -> None:
     path.write_text("no parquet")
     with pytest.raises(QuarryError, match="expected a Parquet file, and it is none"):
         ingest("parquet", path, tmp_path / "r")
+
+
+def test_a_parquet_cell_that_is_not_utf8_costs_its_row_and_no_other(tmp_path: Path) -> None:
+    cells = [b"one", b"t\xffo", b"three", b"four"]
+    notes = pa.array([b"fine", b"fine", b"\xfe", b"fine"]).cast(pa.string(), safe=False)
+    text = pa.array(cells).view(pa.string())
+    pq.write_table(
+        pa.table({"id": list("abcd"), "text": text, "note": notes}), tmp_path / "c.parquet"
+    )
+    corpus = ingest("parquet", tmp_path / "c.parquet", tmp_path / "r")
+    assert column(corpus, "documents", "docid") == ["a", "d"]
+    found = {r["locator"]: (r["code"], r["detail"], r["raw"]) for r in rows(corpus, "quarantine")}
+    assert found == {
+        "c.parquet:2": ("decode", "column 'text' is not UTF-8 at byte 1 of the cell", b"t\xffo"),
+        "c.parquet:3": ("decode", "column 'note' is not UTF-8 at byte 0 of the cell", b"\xfe"),
+    }
+
+
+def test_a_parquet_time_that_python_cannot_hold_costs_its_row_and_no_other(tmp_path: Path) -> None:
+    late = pa.array([0, 2**62], pa.timestamp("ms"))
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "text": ["x", "y"], "at": late}), tmp_path / "c.parquet"
+    )
+    corpus = ingest("parquet", tmp_path / "c.parquet", tmp_path / "r")
+    assert column(corpus, "documents", "docid") == ["a"]
+    assert column(corpus, "quarantine", "code") == ["schema"]
+
+
+def test_fields_too_deep_to_be_kept_cost_their_row_and_no_other(tmp_path: Path) -> None:
+    deep = b'{"id": "d", "text": "x", "more": ' + b'{"a":' * 300 + b"1" + b"}" * 301
+    path = write_lines(tmp_path / "c.jsonl", [GOOD[0], deep])
+    corpus = ingest("jsonl", path, tmp_path / "r")
+    assert column(corpus, "quarantine", "code") == ["schema"]
+    assert corpus.stats["documents"]["kept"] == 1
+
+
+def test_a_damaged_parquet_page_is_an_error_that_says_where_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    names = [f"a document {i}" for i in range(9000)]
+    pq.write_table(
+        pa.table({"id": names, "text": names}), path, row_group_size=4096, use_dictionary=False,
+        compression="snappy",
+    )  # fmt: skip
+    damaged = bytearray(path.read_bytes())
+    at = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
+    damaged[at + 40 : at + 4000] = b"\xff" * 3960
+    path.write_bytes(damaged)
+    with pytest.raises(QuarryError, match=r"after row 4096: expected 9000 rows of Parquet, and"):
+        ingest("parquet", path, tmp_path / "r")

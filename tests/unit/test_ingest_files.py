@@ -1,12 +1,15 @@
 """Text, Markdown, HTML and PDF: what is read of them, and what is set aside."""
 
 import contextlib
+import hashlib
+import os
 import zlib
 from pathlib import Path
 
 import pytest
 from ingest_corpora import column, ingest, rows
 
+from stages.errors import QuarryError
 from stages.ingest import files
 from stages.ingest.files import decode, drop_running_heads, join_pages
 from stages.ingest.source import BadRow
@@ -101,6 +104,111 @@ def test_what_cannot_be_read_is_set_aside_with_its_reason(tmp_path: Path) -> Non
         name: code for name, (_, code) in bad.items()
     }
     assert column(corpus, "documents", "docid") == ["good.txt"]
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "unicode_escape", "utf-16"])
+def test_a_page_that_declares_what_is_no_charset_is_read_all_the_same(
+    tmp_path: Path, charset: str
+) -> None:
+    (tmp_path / "f").mkdir()
+    page = PAGE.replace("<head>", f'<head><meta charset="{charset}">').replace("wheels", "Räder")
+    (tmp_path / "f/a.html").write_text(page, encoding="utf-8")
+    (text,) = column(ingest("files", tmp_path / "f", tmp_path / "r"), "documents", "text")
+    assert text.startswith("Most of the dust in a quarry is made by Räder")
+
+
+def test_a_codec_that_raises_in_its_own_way_is_one_that_does_not_fit() -> None:
+    assert decode(b"plain", "undefined") == "plain"
+
+
+def test_a_page_that_breaks_its_parser_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trafilatura
+
+    def breaks(*_: object, **__: object) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(trafilatura, "bare_extraction", breaks)
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f/a.html").write_text(PAGE)
+    (row,) = rows(ingest("files", tmp_path / "f", tmp_path / "r"), "quarantine")
+    assert (row["code"], row["detail"]) == ("html_broken", "RecursionError: too deep")
+
+
+def test_a_name_that_is_not_utf8_is_set_aside_under_an_escaped_locator(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    (folder / os.fsdecode(b"d\xe9")).mkdir(parents=True)
+    (folder / "good.txt").write_text("Good.")
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"Coffee.")
+    (folder / os.fsdecode(b"d\xe9/a.html")).write_text(PAGE)
+    (folder / os.fsdecode(b"x.\xff")).write_bytes(b"")
+    corpus = ingest("files", folder, tmp_path / "r")
+    found = {r["locator"]: r for r in rows(corpus, "quarantine")}
+    assert {at: r["code"] for at, r in found.items()} == {
+        "caf\\xe9.txt": "decode", "d\\xe9/a.html": "decode",
+    }  # fmt: skip
+    assert found["caf\\xe9.txt"]["raw_sha256"] == hashlib.sha256(b"Coffee.").hexdigest()
+    assert column(corpus, "documents", "docid") == ["good.txt"]
+    assert corpus.stats["ignored"] == {".\\xff": 1}
+
+
+def test_files_and_folders_that_cannot_be_read_are_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions do not hold for root, who runs the tests in a container: they are played."""
+    folder = tmp_path / "f"
+    (folder / "shut").mkdir(parents=True)
+    for name in ("good.txt", "mine.txt", "mine.html", "shut/in.txt"):
+        (folder / name).write_text("Text.")
+    (folder / "gone.pdf").symlink_to(folder / "nowhere.pdf")
+    os.mkfifo(folder / "pipe.txt")  # reading it would wait for ever
+    opened, listed = Path.open, os.scandir
+
+    def open_unless_mine(path: Path, *args: object, **kwargs: object) -> object:
+        if path.stem == "mine":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    def list_unless_shut(path: str) -> object:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "open", open_unless_mine)
+    monkeypatch.setattr(os, "scandir", list_unless_shut)
+    corpus = ingest("files", folder, tmp_path / "r")
+    assert {r["locator"]: (r["code"], r["detail"]) for r in rows(corpus, "quarantine")} == {
+        "mine.txt": ("unreadable", "Permission denied"),
+        "mine.html": ("unreadable", "Permission denied"),
+        "gone.pdf": ("unreadable", "No such file or directory"),
+        "shut": ("unreadable", "folder: Permission denied"),
+    }
+    assert column(corpus, "documents", "docid") == ["good.txt"]
+    assert corpus.stats["documents"]["read"] == 5
+
+
+def test_a_folder_without_documents_is_an_error_and_one_with_an_empty_document_is_none(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    with pytest.raises(QuarryError) as e:
+        ingest("files", folder, tmp_path / "r")
+    assert str(e.value) == (
+        f"{folder}: expected files in .txt, .md, .markdown, .html, .htm, .pdf; there is none of "
+        f"them, and no other file. Name the folder that holds the documents, and see that it is "
+        f"mounted."
+    )
+    (folder / "a.png").write_bytes(b"")
+    (folder / "b.PNG").write_bytes(b"")
+    for path in (folder, folder / "a.png"):
+        with pytest.raises(QuarryError, match=r"none of them, and \d \.png"):
+            ingest("files", path, tmp_path / "r")
+    (folder / "empty.txt").write_text("")
+    corpus = ingest("files", folder, tmp_path / "r")
+    assert corpus.tables["documents"].num_rows == 0
+    assert column(corpus, "quarantine", "code") == ["empty_text"]
 
 
 def test_a_file_that_takes_too_long_is_set_aside_even_if_its_parser_catches_everything(
