@@ -25,12 +25,13 @@ from stages.evaluate.ranking import measure_run, parse_measure
 from stages.evaluate.statistics import bootstrap_test, holm, interval, permutation_test
 from stages.params import Entry
 from stages.runs import rank_rows
+from stages.splits import of_split
 from stages.tables import table
 
 log = logging.getLogger(__name__)
 
 DEPTHS = (1, 2, 3, 5, 10, 20, 50, 100)  # of the recall curve
-ALL, NONE = "all", "none"  # of a split, of a slot
+NONE = "none"  # of a slot
 
 PerQuestion = Mapping[str, float]  # qid -> value
 PerMeasure = dict[str, PerQuestion]
@@ -94,10 +95,12 @@ def evaluate(
     resamples: int = 2000,
     seed: int = 13,
 ) -> Evaluation:
-    """All figures of all systems; without systems everything is empty."""
-    queries = collection.queries
-    if split != ALL:
-        queries = queries.filter(pc.equal(queries["split"], split))
+    """All figures of all systems; without systems everything is empty.
+
+    Raises:
+        QuarryError: the corpus has questions, but no such split.
+    """
+    queries = of_split(collection.queries, split)
     qrels = live_qrels(collection)
     itself = own_documents(queries, collection.documents)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pyarrow as pa
 from pydantic import AfterValidator, PositiveInt
@@ -11,6 +11,7 @@ from stages.digest import uniform
 from stages.effects import Question
 from stages.params import Entry
 from stages.shell import NONE
+from stages.splits import of_split
 from stages.types import Passage
 
 
@@ -21,7 +22,6 @@ def _is_named(slot: str) -> str:
 
 
 Named = Annotated[str, AfterValidator(_is_named)]  # a slot that a strategy cannot do without
-Split = Literal["train", "dev", "test", "all"]
 
 
 class Served(Entry):
@@ -32,18 +32,21 @@ class Served(Entry):
     encoder: str  # of the index, where that is dense
     triples: str
     model: str  # the generator
-    split: Split  # whose questions; all: every one, also those of no split
+    split: str  # of the questions, as ingest named it; all: every one, also those of no split
     questions: PositiveInt | None = None  # a sample of so many, by hash of the qid; none: all
     k: PositiveInt = 100  # documents per question in the run
     max_active: PositiveInt = 256  # questions open at once
 
 
-def pick_questions(queries: pa.Table, split: Split, n: int | None) -> list[Question]:
+def pick_questions(queries: pa.Table, split: str, n: int | None) -> list[Question]:
     """The questions of a split, by qid; of more than ``n`` those of smallest hash.
 
     The sample depends on the qids alone, and that of n is part of that of n + 1.
+
+    Raises:
+        QuarryError: the corpus has questions, but no such split.
     """
-    rows = [r for r in queries.to_pylist() if split in {"all", r["split"]}]
+    rows = of_split(queries, split).to_pylist()
     rows = sorted(rows, key=lambda r: (uniform(r["qid"]), r["qid"]))[:n]
     rows.sort(key=lambda r: r["qid"])
     return [Question(r["qid"], r["text"], tuple(r["options"] or ())) for r in rows]

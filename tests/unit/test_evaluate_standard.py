@@ -92,6 +92,8 @@ def test_only_questions_of_the_split_count():
     s = System("s", run(q1=["a"]), None)
     assert measured(of, s).metrics["s"] == {"R@1": 1.0, "n": 1}
     assert measured(of, s, split="all").metrics["s"] == {"R@1": 1 / 2, "n": 2}
+    with pytest.raises(QuarryError, match=r"split 'tset': .*: dev 1, test 1; together: all 2"):
+        measured(of, s, split="tset")
 
 
 def test_a_system_that_was_asked_half_is_measured_on_that_half():

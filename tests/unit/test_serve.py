@@ -68,8 +68,20 @@ def test_a_split_takes_its_own_and_all_takes_every_question():
         *(r | {"qid": "u"} for r in queries(1, split="").to_pylist()),
     ])  # fmt: skip
     assert [q.qid for q in asked.pick_questions(table_, "train", None)] == ["t"]
-    assert [q.qid for q in asked.pick_questions(table_, "dev", None)] == []
     assert [q.qid for q in asked.pick_questions(table_, "all", None)] == ["q0", "q1", "t", "u"]
+
+
+def test_a_split_has_any_name_and_an_unknown_one_says_which_there_are():
+    table_ = table("queries", [
+        *queries(2, split="validation").to_pylist(),
+        *(r | {"qid": "u"} for r in queries(1, split="").to_pylist()),
+    ])  # fmt: skip
+    params = rag_params(passages=0).model_copy(update={"split": "validation"})
+    assert rag.Params.model_validate(params.model_dump()) == params
+    assert [q.qid for q in asked.pick_questions(table_, "validation", None)] == ["q0", "q1"]
+    with pytest.raises(QuarryError, match=r": \(no split\) 1, validation 2; .*all 3"):
+        asked.pick_questions(table_, "dev", None)
+    assert asked.pick_questions(queries(0), "dev", None) == []
 
 
 # -- search and rag ---------------------------------------------------------------------------
@@ -197,7 +209,7 @@ ENTRY = "strategy: search, corpus: c, index: i, encoder: none, triples: none, mo
     ("values", "message"),
     [
         (f"{ENTRY}, split: test, kk: 3", "serve.s.kk: unknown key. Did you mean 'k'?"),
-        (f"{ENTRY}, split: tset", "serve.s.split: Input should be 'train', 'dev', 'test' or 'all'"),
+        (f"{ENTRY}, split: 3", "serve.s.split: Input should be a valid string, got 3"),
         (f"{ENTRY}, split: test, k: 0", "serve.s.k: Input should be greater than 0, got 0"),
         (
             f"{ENTRY}, split: test",
