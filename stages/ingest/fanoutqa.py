@@ -13,10 +13,11 @@ Splits are 60/20/20 by hash over *groups* of questions: two questions that share
 ``fanoutqa_leaf`` under one, was asked in training.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import orjson
 
 from stages.digest import uniform
 from stages.errors import QuarryError
@@ -63,17 +64,50 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The questions as they stand in the package's file, or in another one."""
+    """The questions as they stand in the package's file, or in another one.
+
+    Raises:
+        QuarryError: it is not JSON, or a question or a step of one has another form.
+    """
     file = package_path(FILE) if path.name == "none" else path
     try:
-        tops = json.loads(file.read_text(encoding="utf-8"))
-        assert all({"id", "question", "decomposition", "answer"} <= set(top) for top in tops)
-    except (OSError, ValueError, TypeError, AssertionError) as e:
+        tops = orjson.loads(file.read_bytes())
+        if not isinstance(tops, list):
+            raise ValueError(f"a list of questions was expected, got {type(tops).__name__}")
+        for i, top in enumerate(tops):
+            _check_node(top, f"question {i}")
+            if not _is_texts(top.get("categories")):
+                raise ValueError(f"question {i}: field 'categories' must be a list of texts")
+    except (OSError, ValueError) as e:
         raise QuarryError(
-            f"{file}: expected FanOutQA's JSON, a list of questions with id, question, "
-            f"decomposition and answer: {str(e) or 'some keys are missing'}."
+            f"{file}: expected FanOutQA's JSON, a list of questions with id, question, answer and "
+            f"decomposition, the list of their steps, which have the same form; {e}. "
+            f"Name such a file, or data/none for the package's own."
         ) from None
     return tops
+
+
+def _check_node(node: Any, where: str) -> None:
+    """A question and the steps below it; ``where`` is the way to it."""
+    if not isinstance(node, dict):
+        raise ValueError(f"{where}: an object was expected, got {type(node).__name__}")
+    if not isinstance(node.get("decomposition"), list):
+        raise ValueError(f"{where}: field 'decomposition' must be a list")
+    if not _is_texts([node.get("id"), node.get("question")]) or not node["id"]:
+        raise ValueError(f"{where}: fields 'id' and 'question' must be texts")
+    if node.get("answer") is None:
+        raise ValueError(f"{where}: field 'answer' is missing")
+    if not node["decomposition"]:
+        page = node.get("evidence")
+        title = page.get("title") if isinstance(page, dict) else None
+        if not isinstance(page, dict | None) or not isinstance(title, str | None):
+            raise ValueError(f"{where}: field 'evidence' must be a page with its title, or null")
+    for i, child in enumerate(node["decomposition"]):
+        _check_node(child, f"{where}, step {i}")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def find_leaves(tops: list[dict[str, Any]]) -> list[Leaf]:
@@ -81,7 +115,7 @@ def find_leaves(tops: list[dict[str, Any]]) -> list[Leaf]:
     found: dict[str, Leaf] = {}
     for top in tops:
         for node in _descend(top):
-            evidence = node["evidence"] or {}
+            evidence = node.get("evidence") or {}
             page = {k: evidence.get(k) for k in ("title", "url", "revid")}
             leaf = Leaf(node["id"], node["question"], node["answer"], page, [])
             parents = found.setdefault(leaf.id, leaf).parents

@@ -7,10 +7,12 @@ hundred: ``arxiv_doc``, 314 times, which is a kind of document and no topic.) A 
 names its broader tags; all 6,141 such edges are in ``broader_edges``.
 """
 
-import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from stages.digest import uniform
 from stages.errors import QuarryError
@@ -22,6 +24,8 @@ from stages.records import RecordStore
 MIN_CHARS = 200  # of the abstract, or of the comment where there is no abstract
 MIN_DOCUMENTS, MAX_DOCUMENTS = 2, 100  # of a topic
 FILES = ("docs.json", "tags.json")
+DOC_TEXTS = ("document", "title", "arxiv_title", "comment", "arxiv_summary")
+TAG_LISTS = ("prefLabel", "altLabel", "broader")
 
 
 class Params(SourceParams):
@@ -35,8 +39,55 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise QuarryError(f"{folder}: no {' and no '.join(missing)}. Name a folder that has them.")
-    docs, tags = (json.loads((folder / name).read_text(encoding="utf-8")) for name in FILES)
+    docs, tags = load(folder / FILES[0], _check_docs), load(folder / FILES[1], _check_tags)
+    for i, d in enumerate(docs):
+        if unknown := [t for t in d["tag"] if t not in tags]:
+            raise QuarryError(
+                f"{folder / FILES[0]}, document {i}: expected tags that {FILES[1]} has; "
+                f"{unknown[0]!r} is not there. Take both files from one state of Semanlink."
+            )
     return select(docs, tags)
+
+
+def load(file: Path, check: Callable[[Any], None]) -> Any:
+    """The JSON value of a file that has the form that ``check`` wants.
+
+    Raises:
+        QuarryError: it is not JSON, or of another form.
+    """
+    try:
+        value = orjson.loads(file.read_bytes())
+        check(value)
+    except (OSError, ValueError) as e:
+        raise QuarryError(
+            f"{file}: expected Semanlink's JSON as in the package cherche; {e}. "
+            f"Name a folder that has it, or data/none for the package's own."
+        ) from None
+    return value
+
+
+def _check_docs(docs: Any) -> None:
+    if not isinstance(docs, list):
+        raise ValueError(f"a list of documents was expected, got {type(docs).__name__}")
+    for i, d in enumerate(docs):
+        _check_fields(d, f"document {i}", DOC_TEXTS, ("tag",))
+
+
+def _check_tags(tags: Any) -> None:
+    if not isinstance(tags, dict):
+        raise ValueError(f"an object of tags was expected, got {type(tags).__name__}")
+    for name, entry in tags.items():
+        _check_fields(entry, f"tag {name!r}", (), TAG_LISTS)
+
+
+def _check_fields(row: Any, where: str, texts: Sequence[str], lists: Sequence[str]) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: an object was expected, got {type(row).__name__}")
+    for field in (*texts, *lists):
+        value = row.get(field)
+        items, what = ([value], "text") if field in texts else (value, "a list of texts")
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError(f"{where}: field '{field}' was expected to be {what}")
 
 
 def select(docs: list[dict[str, Any]], tags: dict[str, dict[str, Any]]) -> Source:

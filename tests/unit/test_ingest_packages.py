@@ -1,5 +1,6 @@
 """Semanlink and FanOutQA as they come in their packages: counts, splits, facts."""
 
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -41,8 +42,6 @@ def test_semanlink_has_1104_documents_558_topics_and_2293_judgements(semanlink: 
 
 
 def test_semanlink_topics_know_their_broader_tags(semanlink: Corpus) -> None:
-    import json
-
     tags = json.loads((package_path("cherche/data/semanlink/tags.json")).read_text())
     edges = broader_edges(tags)
     assert len(edges) == 6141
@@ -79,6 +78,43 @@ def test_semanlink_elsewhere_names_the_files_it_needs(tmp_path: Path) -> None:
         ingest("semanlink", tmp_path, tmp_path / "r")
 
 
+DOC = dict.fromkeys(("document", "title", "arxiv_title", "comment", "arxiv_summary"), "d" * 200)
+TAG: dict = {"prefLabel": ["T"], "altLabel": [], "broader": []}
+
+
+@pytest.mark.parametrize(
+    ("docs", "tags", "says"),
+    [
+        (b"no json", {}, "docs.json: expected Semanlink's JSON as in the package cherche; invalid"),
+        ([{"\ud800": 1}], {}, "docs.json: expected Semanlink's JSON"),
+        ({}, {}, "docs.json: .* a list of documents was expected, got dict"),
+        ([7], {}, "docs.json: .* document 0: an object was expected, got int"),
+        ([DOC | {"tag": []}, {"name": "x"}], {}, "document 1: field 'document' was expected to be"),
+        ([DOC | {"tag": "t"}], {}, "document 0: field 'tag' was expected to be a list of texts"),
+        ([DOC | {"tag": ["t"]}], {"t": []}, "tags.json: .* tag 't': an object was expected"),
+        ([DOC | {"tag": ["t"]}], {"t": TAG | {"broader": None}}, "tag 't': field 'broader' was"),
+        ([DOC | {"tag": ["t", "u"]}], {"t": TAG}, "document 0: .*'u' is not there. Take both"),
+    ],
+)
+def test_files_that_are_not_semanlinks_are_an_error_that_says_where(
+    tmp_path: Path, docs: object, tags: object, says: str
+) -> None:
+    for name, value in (("docs.json", docs), ("tags.json", tags)):
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(QuarryError, match=says):
+        ingest("semanlink", tmp_path, tmp_path / "r")
+
+
+def test_semanlink_in_a_folder_is_read_like_the_package(tmp_path: Path) -> None:
+    (tmp_path / "docs.json").write_text(
+        json.dumps([DOC | {"document": name, "tag": ["x/t"]} for name in "ab"])
+    )
+    (tmp_path / "tags.json").write_text(json.dumps({"x/t": TAG}))
+    corpus = ingest("semanlink", tmp_path, tmp_path / "r")
+    assert [(j["qid"], j["docid"]) for j in rows(corpus, "qrels")] == [("t", "a"), ("t", "b")]
+
+
 def test_fanoutqa_has_310_questions_whose_leaves_are_2126_facts(
     fanout: tuple[Corpus, Corpus],
 ) -> None:
@@ -94,8 +130,6 @@ def test_fanoutqa_has_310_questions_whose_leaves_are_2126_facts(
 
 
 def test_no_sub_question_is_asked_in_two_splits(fanout: tuple[Corpus, Corpus]) -> None:
-    import json
-
     top, leaf = fanout
     split = {q["qid"]: q["split"] for q in rows(top, "queries")}
     asked = defaultdict(set)
@@ -126,8 +160,6 @@ def test_answers_are_strings_and_flattened(fanout: tuple[Corpus, Corpus]) -> Non
 
 
 def test_a_fact_leads_back_to_its_question_and_page(fanout: tuple[Corpus, Corpus]) -> None:
-    import json
-
     fact = next(d for d in rows(fanout[0], "documents") if d["docid"] == "739617a754ded71f")
     assert (fact["title"], fact["text"]) == (
         "Pat Burrell", "The batting hand of Pat Burrell is Right.",
@@ -142,8 +174,6 @@ def test_a_fact_leads_back_to_its_question_and_page(fanout: tuple[Corpus, Corpus
 def test_nearly_all_facts_are_statements_and_all_hold_their_answer(
     fanout: tuple[Corpus, Corpus],
 ) -> None:
-    import json
-
     plain = 0
     for d in rows(fanout[0], "documents"):
         meta = json.loads(d["meta"])
@@ -154,10 +184,41 @@ def test_nearly_all_facts_are_statements_and_all_hold_their_answer(
     assert plain <= 0.015 * 2126
 
 
-def test_a_file_that_is_not_fanoutqa_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('[{"id": "a"}]')
-    with pytest.raises(QuarryError, match="expected FanOutQA's JSON"):
-        ingest("fanoutqa", tmp_path / "x.json", tmp_path / "r")
+LEAF = {"id": "l", "question": "Who?", "answer": "Ann", "decomposition": [], "evidence": None}
+TOP = {"id": "t", "question": "Who all?", "answer": ["Ann"], "categories": []}
+
+
+@pytest.mark.parametrize(
+    ("tops", "says"),
+    [
+        ([{"id": "a"}], "question 0: field 'decomposition' must be a list"),
+        ({"a": 1}, "a list of questions was expected, got dict"),
+        ([TOP | {"decomposition": [LEAF, {"step": 1}]}], "0, step 1: field 'decomposition'"),
+        ([TOP | {"decomposition": ["Who?"]}], "0, step 0: an object was expected, got str"),
+        (
+            [TOP | {"decomposition": [LEAF | {"decomposition": [LEAF | {"question": 7}]}]}],
+            "question 0, step 0, step 0: fields 'id' and 'question' must be texts",
+        ),
+        ([TOP | {"decomposition": [LEAF | {"evidence": "url"}]}], "step 0: field 'evidence' must"),
+        ([TOP | {"decomposition": [LEAF | {"answer": None}]}], "step 0: field 'answer' is missing"),
+        ([TOP | {"decomposition": [LEAF], "categories": None}], "0: field 'categories' must be"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_fanoutqa_is_an_error_that_says_where(
+    tmp_path: Path, tops: object, says: str
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(tops))
+    with pytest.raises(QuarryError) as e:
+        ingest("fanoutqa", path, tmp_path / "r")
+    assert str(e.value).startswith(f"{path}: expected FanOutQA's JSON") and says in str(e.value)
+
+
+def test_a_leaf_may_come_without_its_page(tmp_path: Path) -> None:
+    leaf = {k: v for k, v in LEAF.items() if k != "evidence"}
+    (tmp_path / "x.json").write_text(json.dumps([TOP | {"decomposition": [leaf]}]))
+    corpus = ingest("fanoutqa", tmp_path / "x.json", tmp_path / "r")
+    assert column(corpus, "documents", "text") == ["Who: Ann."]
 
 
 @pytest.mark.parametrize(
