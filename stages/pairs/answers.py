@@ -9,6 +9,10 @@ Correct is exact match, or token F1 of at least ``correct_f1``. Where no sample 
 ``include_gold`` is set, the first gold answer joins as the chosen one: off-policy text, marked
 by temperature -1 and no model. A group in which all are right, or all wrong, teaches nothing:
 it is dropped and counted. Dev questions are for measuring what training did.
+
+A question with options (yes/no, multiple choice) is left out and counted: serving compares the
+options' log-probabilities and generates nothing, so a sampled text is no answer to it, and its
+token F1 against "yes" would prefer texts that nobody will ever be given.
 """
 
 import functools
@@ -75,14 +79,16 @@ def build(
     """Preference groups of the sampled questions, and how many were dropped for what.
 
     Raises:
-        QuarryError: the corpus has no train question with an answer, the entry names no index
-            or generator, or the model failed on more than half of the questions.
+        QuarryError: the corpus has no train question with an answer and without options, the
+            entry names no index or generator, or the model failed on more than half of the
+            questions.
     """
     asked = pick_questions(queries, "train", params.questions)
     if not asked:
         raise QuarryError(
-            f"pairs: corpus '{params.corpus}' has no question with an answer in split train. "
-            f"Name a corpus that has, for example one of source fanoutqa_leaf."
+            f"pairs: corpus '{params.corpus}' has no question with an answer in split train that "
+            f"is not multiple choice. Name a corpus that has, for example one of source "
+            f"fanoutqa_leaf."
         )
     asked += pick_questions(queries, "dev", params.dev_questions)
     rows = passages.select(["docid", "title", "text"]).to_pylist()
@@ -111,14 +117,24 @@ def build(
         "reused": sum(t.n_cached for t in llm),
         "model_seconds": round(sum(t.ms for t in llm) / 1000, 2),
     }
-    stats |= {"questions": len(asked), "failed": len(failed)}
+    options = {split: len(with_options(queries, split)) for split in ("train", "dev")}
+    stats |= {"questions": len(asked), "failed": len(failed), "left_out_options": options}
     return Built(table("pref_groups", groups), table("pref_candidates", candidates), stats, facts)
 
 
 def pick_questions(queries: pa.Table, split: str, n: int) -> list[dict[str, Any]]:
-    """The n questions of a split with the smallest id hash, of those that have an answer."""
-    rows = [q for q in queries.to_pylist() if q["split"] == split and q["answers"]]
+    """The n questions of a split with the smallest id hash, of those whose answer is a text."""
+    rows = [q for q in _answered(queries, split) if not q["options"]]
     return sorted(rows, key=lambda q: (uniform(q["qid"]), q["qid"]))[:n]
+
+
+def with_options(queries: pa.Table, split: str) -> list[dict[str, Any]]:
+    """The questions of a split that have an answer, but one that is chosen and not written."""
+    return [q for q in _answered(queries, split) if q["options"]]
+
+
+def _answered(queries: pa.Table, split: str) -> list[dict[str, Any]]:
+    return [q for q in queries.to_pylist() if q["split"] == split and q["answers"]]
 
 
 def sample_answers(

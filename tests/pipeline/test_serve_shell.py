@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from language_models import tiny_lm
+import torch
+from language_models import reference, tiny_lm
 from rooms import files, run_room, write_params
 from strategies import passages_table
 
@@ -87,17 +88,59 @@ def test_a_second_run_is_byte_equal_and_reads_no_prompt(monkeypatch):
         patch.setattr(LocalGenerator, "stream", refuse)
         assert run_room("serve", "read") == first
         facts = json.loads(Path(".quarry/timings/serve/read.json").read_text())
-        assert facts["effects_reused"] == 9 and "ms_per_query" not in facts
+        assert facts["effects_reused"] == 9
     monkeypatch.setenv("QUARRY_RECORDS", "fresh")
     assert run_room("serve", "read") == first, "nor does a result depend on the store"
 
 
-def test_options_are_chosen_from():
-    prepare(options=["yes", "no"])
-    run_room("serve", "closed")
-    tables, _ = written("closed")
-    assert set(tables["answers"]["answer"].to_pylist()) <= {"yes", "no"}
-    assert set(tables["effects"]["kind"].to_pylist()) == {"Choice"}
+def likeliest(prompt, options):
+    """By transformers itself: the option whose tokens have the largest log-probability."""
+    model, tokenizer = reference(Path("data/finetune/lm"))
+    before = len(tokenizer(prompt).input_ids)
+    totals = []
+    for option in options:
+        ids = torch.tensor([tokenizer(prompt + option).input_ids])
+        logps = model(ids).logits[0, :-1].log_softmax(-1)
+        totals.append(logps.gather(1, ids[0, 1:, None])[before - 1 :].sum().item())
+    return options[totals.index(max(totals))].strip()
+
+
+@pytest.mark.parametrize("entry", ["closed", "read"])
+def test_options_are_chosen_by_their_log_probability_and_measured(entry):
+    prepare(questions=["Is Lyon in Italy?", "Is Graz in Austria?", "Where is Porto?"])
+    folder = Path("data/ingest/c")
+    rows = read_table(folder, "queries").to_pylist()
+    for row, gold in zip(rows, ["No", "Yes", "Portugal"], strict=True):
+        row |= {"answers": [gold], "options": [] if gold == "Portugal" else ["yes", "no"]}
+    write_table(table("queries", rows), folder, "queries")
+    for kind in ("documents", "qrels"):
+        write_table(table(kind, []), folder, kind)
+
+    run_room("serve", entry)
+    tables, _ = written(entry)
+    answers = {a["qid"]: a for a in tables["answers"].to_pylist()}
+    calls = [e for e in tables["effects"].to_pylist() if e["kind"] != "Search"]
+    assert [e["kind"] for e in calls] == ["Choice", "Choice", "LLM"]
+    for call in calls[:2]:
+        asked = json.loads(call["request"])
+        assert asked["options"] == [" yes", " no"]
+        assert ("Passage:" in asked["prompt"]) == (entry == "read")
+        chosen = likeliest(asked["prompt"], asked["options"])
+        assert answers[call["qid"]]["answer"] == chosen
+        assert (answers[call["qid"]]["llm_calls"], call["tokens_out"]) == (1, 0)
+
+    write_params(
+        serve={entry: RAG}, fuse={},
+        evaluate={"e": dict(suite="standard", corpus="c", fused="none", split="all",
+                            baseline="none", runs=[entry])},
+    )  # fmt: skip
+    run_room("evaluate", "e")
+    values = read_table(Path("data/evaluate/e"), "per_query").to_pylist()
+    for measure in ("EM", "F1"):
+        got = {v["qid"]: v["value"] for v in values if v["measure"] == measure}
+        assert got["q0"] == float(answers["q0"]["answer"] == "no")
+        assert got["q1"] == float(answers["q1"]["answer"] == "yes")
+        assert len(got) == 3
 
 
 @pytest.mark.parametrize("texts", [[], ["Lyon is in France."]], ids=["no passage", "one passage"])

@@ -84,6 +84,24 @@ def test_the_questions_are_those_of_smallest_hash_that_have_an_answer() -> None:
     assert pick_questions(queries(60), "dev", 0) == []
 
 
+def test_questions_with_options_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Serving chooses there and writes nothing: a sampled text is no answer to such a question."""
+    rows = queries(60).to_pylist()
+    chosen = {q["qid"] for q in pick_questions(queries(60), "train", 2)}
+    for q in rows:
+        q["options"] = ["yes", "no"] if q["qid"] in chosen else []
+    mixed = table("queries", rows)
+    assert not chosen & {q["qid"] for q in pick_questions(mixed, "train", 60)}
+    with RecordStore(tmp_path) as store:
+        built = build(params(), mixed, passages(9), Tools(FakeLLM(), FakeSearch(n=9)), store)
+        assert not chosen & set(built.groups["qid"].to_pylist())
+        assert built.stats["questions"] == 3 + 1, "others take their place"
+        assert built.stats["left_out_options"] == {"train": 2, "dev": 0}
+        only = table("queries", [q | {"options": ["yes", "no"]} for q in rows])
+        with pytest.raises(QuarryError, match="that is not multiple choice"):
+            build(params(), only, passages(9), Tools(FakeLLM(), FakeSearch(n=9)), store)
+
+
 def passages(n: int) -> pa.Table:
     return table("passages", [
         {"docid": f"d{i}#0", "parent": f"d{i}", "seq": 0, "title": f"T{i}", "text": f"text {i}",
