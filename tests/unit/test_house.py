@@ -1,9 +1,9 @@
 """The arrows of the house, read from the imports: rooms -> kernels -> contract."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,17 +93,28 @@ def test_a_shell_imports_nothing_heavy(room: str) -> None:
         todo += [u for u in used if u in known]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_help_teaches_and_answers_at_once(room: str) -> None:
-    start = time.perf_counter()
+def ask_help(room: str) -> tuple[str, float]:
+    """What ``--help`` says in a fresh interpreter, and its CPU seconds (user and system)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{room}", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
-    assert "entry" in done.stdout and "params.yaml" in done.stdout
-    assert len(done.stdout.splitlines()) > 10, "help says what the room is for"
-    assert seconds < 5, f"{seconds:.1f} s; the aim is 1 s on an idle machine"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_help_teaches_and_answers_at_once(room: str) -> None:
+    """Under a second in every room (none imports torch for it), the best of three; CPU seconds,
+    so that what else runs on the machine does not count."""
+    said, seconds = ask_help(room)
+    assert "entry" in said and "params.yaml" in said
+    assert len(said.splitlines()) > 10, "help says what the room is for"
+    took = [seconds]
+    while min(took) >= 1 and len(took) < 3:
+        took.append(ask_help(room)[1])
+    assert min(took) < 1, f"CPU seconds: {[round(s, 2) for s in took]}"
 
 
 def test_versions_files_follow_the_constraints() -> None:
