@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -187,18 +188,25 @@ def _qrels_files(folder: Path) -> list[Path]:
 
 
 def _splits(folder: Path) -> dict[str, str]:
+    """The split of every query that a line of judgements names, whatever grade it gives."""
     split_of: dict[str, str] = {}
     for path in _qrels_files(folder):
         with path.open("rb") as f:
-            for _, line, _ in _lines(f, 1 << 16):
-                qid = line.split(b"\t", 1)[0].decode("utf-8", "replace").strip()
-                split_of.setdefault(qid, path.stem)
+            for number, line, _ in _lines(f, 1 << 16):
+                try:
+                    qid, _, grade = _judgement_cells(line)
+                except BadRow:
+                    continue  # read_qrels sets it aside
+                if number > 1 or _is_number(grade):
+                    split_of.setdefault(qid, path.stem)
     return split_of
 
 
 def read_qrels(folder: Path, *, max_line_bytes: int) -> Iterator[Judgement | Reject]:
-    """``qrels/*.tsv``: query, document, grade by tabs, with or without a header line; also the
-    four columns of TREC. No folder, or no queries to judge for: no judgements."""
+    """``qrels/*.tsv``: query, document, grade by tabs or blanks; also the four columns of TREC.
+
+    The first line is a header if its grade is no number. Grades are whole numbers, 1.0 is one. No
+    folder, or no queries to judge for: no judgements."""
     for path in _qrels_files(folder) if (folder / QUERIES).exists() else []:
         rows = read_rows(
             path, _parse_judgement, name=f"{QRELS}/{path.name}", max_line_bytes=max_line_bytes,
@@ -208,8 +216,16 @@ def read_qrels(folder: Path, *, max_line_bytes: int) -> Iterator[Judgement | Rej
 
 
 def _parse_judgement(line: bytes, locator: str) -> Judgement | None:
+    qid, docid, grade = _judgement_cells(line)
+    if locator.endswith(":1") and not _is_number(grade):
+        return None  # the header
+    return Judgement(qid, docid, _grade(grade), locator, line)
+
+
+def _judgement_cells(line: bytes) -> tuple[str, str, str]:
+    """Query, document and grade as they stand there."""
     try:
-        cells = line.decode("utf-8-sig").strip("\r\n").split("\t")
+        cells = line.decode().strip("\r\n").split("\t")
     except UnicodeDecodeError as e:
         raise BadRow("decode", f"not UTF-8 at byte {e.start} of the line") from None
     if len(cells) == 1:
@@ -218,10 +234,27 @@ def _parse_judgement(line: bytes, locator: str) -> Judgement | None:
         cells = [cells[0], *cells[2:]]
     if len(cells) != 3:
         raise BadRow("schema", f"expected 3 columns separated by tabs, got {len(cells)}")
-    qid, docid, rel = (c.strip() for c in cells)
+    qid, docid, grade = cells
+    return qid.strip(), docid.strip(), grade.strip()
+
+
+def _is_number(text: str) -> bool:
     try:
-        return Judgement(qid, docid, int(rel), locator, line)
+        float(text)
     except ValueError:
-        if locator.endswith(":1"):
-            return None  # the header
-        raise BadRow("schema", f"grade {rel!r} is not a whole number") from None
+        return False
+    return True
+
+
+def _grade(text: str) -> int:
+    """A whole number, perhaps written as 1.0, that fits the table's 32 bits."""
+    try:
+        grade = int(text)
+    except ValueError:
+        number = float(text) if _is_number(text) else math.nan
+        if not number.is_integer():
+            raise BadRow("schema", f"grade {text!r} is not a whole number") from None
+        grade = int(number)
+    if not -(2**31) <= grade < 2**31:
+        raise BadRow("schema", f"grade {text!r} has more than 32 bits")
+    return grade

@@ -85,6 +85,52 @@ def test_judgements_in_trec_columns_or_without_a_header_are_read(tmp_path: Path)
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("line", ["q1 0 d1 1", "q1\t0\td1\t1", "q1 d1 1", " q1\td1 \t1.0\r"])
+def test_a_query_has_the_split_of_the_file_whose_line_judges_it_in_any_columns(
+    tmp_path: Path, line: str
+) -> None:
+    write_lines(tmp_path / "corpus.jsonl", [{"_id": "d1", "text": "x"}])
+    write_lines(
+        tmp_path / "queries.jsonl", [{"_id": "q1", "text": "a"}, {"_id": "q2", "text": "b"}]
+    )
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels/dev.tsv").write_text(line + "\n")
+    corpus = ingest("beir", tmp_path, tmp_path / "r")
+    assert rows(corpus, "qrels") == [{"qid": "q1", "docid": "d1", "rel": 1}]
+    assert column(corpus, "queries", "split") == ["dev", "unjudged"]
+
+
+def test_a_file_of_judgements_that_is_only_a_header_judges_nothing(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b")
+    for name in ("test", "train"):
+        (folder / f"qrels/{name}.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    corpus = ingest("beir", folder, tmp_path / "r")
+    assert set(column(corpus, "queries", "split")) == {"test"}
+    assert corpus.stats["judgements"]["read"] == 0
+
+
+def test_grades_are_whole_numbers_and_a_first_line_with_a_number_is_no_header(
+    tmp_path: Path,
+) -> None:
+    folder = beir(tmp_path / "b")
+    shutil.rmtree(folder / "qrels")
+    (folder / "qrels").mkdir()
+    (folder / "qrels/dev.tsv").write_text("q1\t01\t1.0\nq1\t1\t2e0\nq1\tx\t-1\n")
+    (folder / "qrels/test.tsv").write_text(
+        "q2\t01\t0.5\nq2\t1\tnan\nq2\tx\t1e300\nq2\tx\tinf\nq2\t1\t1\n"
+    )
+    corpus = ingest("beir", folder, tmp_path / "r")
+    assert {(r["qid"], r["docid"]): r["rel"] for r in rows(corpus, "qrels")} == {
+        ("q1", "01"): 1, ("q1", "1"): 2, ("q1", "x"): -1, ("q2", "1"): 1,
+    }  # fmt: skip
+    assert {r["locator"]: r["detail"] for r in rows(corpus, "quarantine")} == {
+        "qrels/test.tsv:1": "grade '0.5' is not a whole number",
+        "qrels/test.tsv:2": "grade 'nan' is not a whole number",
+        "qrels/test.tsv:3": "grade '1e300' has more than 32 bits",
+        "qrels/test.tsv:4": "grade 'inf' is not a whole number",
+    }
+
+
 def test_beir_keeps_an_empty_document_and_other_sources_set_it_aside(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "b/corpus.jsonl", [{"_id": "a", "title": "", "text": ""}])
     assert column(ingest("beir", path.parent, tmp_path / "r"), "passages", "docid") == ["a#0"]
