@@ -19,7 +19,17 @@ import pyarrow.compute as pc
 from stages.digest import digest
 from stages.errors import QuarryError
 from stages.ingest import chunk, dedup
-from stages.ingest.source import BadRow, Judgement, Question, Raw, Reject, Source, reject
+from stages.ingest.source import (
+    BadRow,
+    Judgement,
+    Question,
+    Raw,
+    Reject,
+    Source,
+    canonical_question,
+    id_conflict,
+    reject,
+)  # fmt: skip
 from stages.records import RecordStore
 from stages.tables import TABLES, empty_table
 from stages.text import VERSION, Span, canonicalise
@@ -65,7 +75,7 @@ class Tally:
                 key, content, row = prepare(row)
                 before = self._content.setdefault(key, content)
                 if before is not content and before != content:
-                    raise BadRow("id_conflict", f"{key!r} was read before with other content")
+                    raise id_conflict(key)
             except BadRow as e:
                 self.rejects.append(reject(row.locator, e.code, e.detail, row.raw))
                 continue
@@ -288,12 +298,8 @@ def read_queries(rows: Iterable[Question | Reject], tally: Tally) -> pa.Table:
     """The queries table; texts, answers and options canonical."""
 
     def prepare(q: Question) -> tuple[str, str, Question]:
-        text = canonicalise(q.text)
-        if not text:
-            raise BadRow("empty_text", "a query without text")
-        answers = tuple(filter(None, map(canonicalise, q.answers)))
-        q = q._replace(text=text, answers=answers, options=tuple(map(canonicalise, q.options)))
-        return q.qid, digest(text, q.split, *answers, "", *q.options, q.meta), q
+        q, content = canonical_question(q)
+        return q.qid, content, q
 
     kept = [
         (q.qid, q.text, q.split, q.answers, q.options, q.meta) for q, _ in tally.sift(rows, prepare)

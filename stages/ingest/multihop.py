@@ -6,7 +6,8 @@ distractor setting (Yang et al., EMNLP 2018), 2WikiMultihopQA and MuSiQue come i
 
 Passages have no ids: theirs is the hash of title and text. Questions may have no passages and no
 answers, and may have ``options``. The split is in the file's name: train*, dev*, test*; other
-files are test. A bad line is a question set aside, with all its passages.
+files are test. A bad line is a question set aside, with all its passages and
+judgements; so is one without text, or with the id of an earlier question that says otherwise.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,10 @@ from stages.ingest.source import (
     Reject,
     Source,
     SourceParams,
+    canonical_question,
+    id_conflict,
     id_field,
+    reject,
     text_field,
 )  # fmt: skip
 from stages.records import RecordStore
@@ -57,6 +61,19 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
     questions: list[Question | Reject] = []
     judgements: list[Judgement] = []
 
+    seen: dict[str, str] = {}  # question -> hash of what it says
+
+    def admit(row: Row) -> Row | Reject:
+        """The row, unless its question is one that ``corpus.read_queries`` would refuse."""
+        q = row.question
+        try:
+            _, content = canonical_question(q)
+            if seen.setdefault(q.qid, content) != content:
+                raise id_conflict(q.qid)
+        except BadRow as e:
+            return reject(q.locator, e.code, e.detail, q.raw)
+        return row
+
     def documents() -> Iterator[Raw]:
         for file in files:
             split = next((s for s in ("train", "dev") if file.stem.startswith(s)), "test")
@@ -66,6 +83,8 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
                 max_line_bytes=params.max_line_bytes,
             )  # fmt: skip
             for row in rows:
+                if isinstance(row, Row):
+                    row = admit(row)
                 if isinstance(row, Reject):
                     questions.append(row)
                     continue

@@ -10,9 +10,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
+from stages.digest import digest
 from stages.ingest.chunk import ChunkParams
 from stages.ingest.dedup import DedupParams
 from stages.params import Entry
+from stages.text import canonicalise
 
 Code = Literal[
     "json",  # not JSON
@@ -67,6 +69,21 @@ class Question(NamedTuple):
     raw: bytes = b""
 
 
+def canonical_question(q: Question) -> tuple[Question, str]:
+    """The question with canonical texts, and the hash of all that it says.
+
+    Raises:
+        BadRow: it has no text.
+    """
+    text = canonicalise(q.text)
+    if not text:
+        raise BadRow("empty_text", "a query without text")
+    answers = tuple(filter(None, map(canonicalise, q.answers)))
+    options = tuple(map(canonicalise, q.options))
+    content = digest(text, q.split, *answers, "", *options, q.meta)
+    return q._replace(text=text, answers=answers, options=options), content
+
+
 class Judgement(NamedTuple):
     """How relevant a document is to a query."""
 
@@ -92,6 +109,11 @@ class BadRow(Exception):
     def __init__(self, code: Code, detail: str) -> None:
         super().__init__(detail)
         self.code, self.detail = code, detail
+
+
+def id_conflict(key: Any) -> BadRow:
+    """Of rows with one id and different contents the first is kept."""
+    return BadRow("id_conflict", f"{key!r} was read before with other content")
 
 
 def reject(locator: str, code: Code, detail: str, raw: bytes) -> Reject:

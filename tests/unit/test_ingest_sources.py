@@ -196,6 +196,28 @@ def test_multihop_pools_passages_once_and_judges_the_supporting_ones(tmp_path: P
     assert corpus.stats["queries"]["quarantined"] == {"json": 1}
 
 
+def test_a_question_set_aside_brings_neither_passages_nor_judgements(tmp_path: Path) -> None:
+    def line(qid: str, question: str, *titles: str) -> dict:
+        passages = [{"title": t, "text": f"about {t}", "is_supporting": True} for t in titles]
+        return {"id": qid, "question": question, "answers": ["x"], "passages": passages}
+
+    path = write_lines(tmp_path / "test.jsonl", [
+        line("1", "a?", "A"), line("1", "another?", "B"), line("2", " \n", "C"),
+        line("3", "c?", "A", "D"), line("1", "a?", "E"),
+    ])  # fmt: skip
+    corpus = ingest("multihop", path, tmp_path / "r")
+    docs = {r["docid"]: r["title"] for r in rows(corpus, "documents")}
+    assert sorted(docs.values()) == ["A", "D", "E"]
+    assert {(r["qid"], docs[r["docid"]]) for r in rows(corpus, "qrels")} == {
+        ("1", "A"), ("1", "E"), ("3", "A"), ("3", "D"),  # the same question again says more of it
+    }  # fmt: skip
+    assert {r["locator"]: (r["code"], r["detail"]) for r in rows(corpus, "quarantine")} == {
+        "test.jsonl:2": ("id_conflict", "'1' was read before with other content"),
+        "test.jsonl:3": ("empty_text", "a query without text"),
+    }
+    assert corpus.stats["queries"]["repeated"] == 1
+
+
 def test_jsonl_maps_fields_and_keeps_the_rest(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "c.jsonl", [{"key": "k", "head": "H", "body": "B", "year": 1999}])
     corpus = ingest("jsonl", path, tmp_path / "r", id="key", title="head", text="body")
