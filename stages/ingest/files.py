@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import charset_normalizer
 from pydantic import Field
+from tqdm import tqdm
 
 from stages.digest import digest, file_digest
 from stages.errors import QuarryError
@@ -46,11 +47,12 @@ from stages.ingest.source import (
 from stages.records import RecordStore
 from stages.text import canonicalise
 
-VERSION = "1"  # part of the record keys of extracted texts
+VERSION = "2"  # part of the record keys of extracted texts
 BATCH = 16  # files extracted between two writes to the record store
 CHARS_PER_PAGE = 20  # a PDF with fewer has no text layer worth the name
 EDGE_LINES = 2  # at the top and at the foot of a page, where running heads are
 
+log = logging.getLogger(__name__)
 logging.getLogger("pypdf").setLevel(logging.ERROR)
 logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
 
@@ -60,7 +62,7 @@ class Params(SourceParams):
 
     chunk: ChunkParams = ChunkParams(mode="cdc")
     max_bytes: int = Field(67_108_864, gt=0)  # larger files are set aside: oversize
-    max_seconds: float = Field(60, gt=0)  # of extracting a file; then it is set aside: timeout
+    max_seconds: float = Field(60, gt=0)  # of the processor, to extract a file; else: timeout
 
 
 class Extract(NamedTuple):
@@ -166,18 +168,28 @@ def _oversize(path: Path, docid: str, detail: str) -> Reject:
 
 
 def _extract_slow(files: list[Path], params: Params, store: RecordStore) -> dict[Path, bytes]:
-    """The records of the slow files that can be read."""
+    """The records of the slow files that can be read.
+
+    As ``RecordStore.compute``, but that a file which took too long leaves nothing in the store:
+    the next run tries it again.
+    """
     keys: dict[Path, str] = {}
     for path in files:
         # One that cannot be read is left to the caller, who says so in its row.
         with contextlib.suppress(OSError):
             if path.suffix.lower() in _SLOW and path.stat().st_size <= params.max_bytes:
                 keys[path] = _key(path, params.max_seconds)
-    kept = store.compute(
-        list(keys.values()), list(keys),
-        lambda part: [_record(p, params.max_seconds) for p in part], batch=BATCH, unit="file",
-    )  # fmt: skip
-    return dict(zip(keys, kept, strict=True))
+    records = store.get_many(list(keys.values()))
+    todo = {key: path for path, key in keys.items() if key not in records}
+    with tqdm(total=len(todo), unit="file", disable=None, delay=2) as bar:
+        for at in range(0, len(todo), BATCH):
+            part = list(todo)[at : at + BATCH]
+            fresh = {key: _record(todo[key], params.max_seconds) for key in part}
+            store.put_many({k: r for k, r in fresh.items() if not r.startswith(_TIMED_OUT)})
+            records |= fresh
+            bar.update(len(part))
+    log.info("%d files: %d reused, %d computed", len(keys), len(keys) - len(todo), len(todo))
+    return {path: records[key] for path, key in keys.items()}
 
 
 def _key(path: Path, seconds: float) -> str:
@@ -194,6 +206,9 @@ def _record(path: Path, seconds: float) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
+_TIMED_OUT = b'{"code": "timeout"'  # how such a record begins
+
+
 class _TimeUp(BaseException):
     """No ``Exception``: parsers catch those and go on."""
 
@@ -202,7 +217,9 @@ class _TimeUp(BaseException):
 def _time_limit(seconds: float) -> Iterator[None]:
     """A ``BadRow`` if the block takes longer; code in C is stopped when it is back in Python.
 
-    Signals reach the main thread alone: there is no limit in others.
+    Seconds are of this process on a processor, so that a busy machine sets nothing aside. A loop
+    in C that never comes back (a parser's own bug) is not stopped. Signals reach the main thread
+    alone: there is no limit in others.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -211,15 +228,17 @@ def _time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _TimeUp
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        yield
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
     except _TimeUp:
         raise BadRow("timeout", f"not read within {seconds:g} s (max_seconds)") from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _unpack(record: bytes) -> Extract:

@@ -27,6 +27,7 @@ Code = Literal[
     "id_conflict",  # this id is taken, with other content
     "html_empty",  # no main text in the page
     "html_broken",
+    "timeout",  # not extracted within max_seconds
     "pdf_encrypted", "pdf_needs_ocr", "pdf_broken",
     "qrel_dangling",  # judges a query or a document that is not there
 ]  # fmt: skip

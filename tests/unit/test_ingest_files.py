@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import os
+import re
+import time
 import zlib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from ingest_corpora import column, ingest, rows
 from stages.errors import QuarryError
 from stages.ingest import files
 from stages.ingest.files import decode, drop_running_heads, join_pages
-from stages.ingest.source import BadRow
+from stages.ingest.source import CODES, BadRow
 from stages.tables import TABLES
 
 PAGE = """<html><head><title>Dust and water</title></head><body>
@@ -229,6 +231,49 @@ def test_a_file_that_takes_too_long_is_set_aside_even_if_its_parser_catches_ever
     assert (row["locator"], row["code"]) == ("bomb.pdf", "timeout")
     assert row["detail"] == "not read within 0.1 s (max_seconds)"
     assert column(corpus, "documents", "docid") == ["good.txt"]
+
+
+def test_a_file_that_took_too_long_once_is_tried_again_and_not_for_ever_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm store gives what an empty one gives: it holds no accident."""
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "a.html").write_text(PAGE)
+    read = files._READERS[".html"]
+    read(PAGE.encode())  # the parser's import is no part of what is timed
+
+    def slow(raw: bytes) -> None:
+        while True:
+            sum(range(1000))
+
+    monkeypatch.setitem(files._READERS, ".html", slow)
+    corpus = ingest("files", folder, tmp_path / "r", max_seconds=0.5)
+    assert column(corpus, "quarantine", "code") == ["timeout"]
+    monkeypatch.setitem(files._READERS, ".html", read)
+    warm = ingest("files", folder, tmp_path / "r", max_seconds=0.5)
+    cold = ingest("files", folder, tmp_path / "empty", max_seconds=0.5)
+    assert column(warm, "documents", "docid") == ["a.html"]
+    assert all(warm.tables[k].equals(cold.tables[k]) for k in warm.tables)
+
+
+def test_waiting_for_a_busy_machine_is_not_taking_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = files._READERS[".html"]
+    read(PAGE.encode())  # the parser's import is no part of what is timed
+    monkeypatch.setitem(files._READERS, ".html", lambda raw: time.sleep(0.7) or read(raw))
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f/a.html").write_text(PAGE)
+    corpus = ingest("files", tmp_path / "f", tmp_path / "r", max_seconds=0.6)
+    assert column(corpus, "documents", "docid") == ["a.html"]
+
+
+def test_every_code_that_a_row_is_set_aside_with_is_declared() -> None:
+    room = Path(files.__file__).parent
+    source = "".join(p.read_text(encoding="utf-8") for p in room.glob("*.py"))
+    used = re.findall(r"(?:BadRow\(|reject\([^\n]*?, )\"(\w+)\"", source)
+    assert len(set(used)) > 10 and set(used) <= CODES
 
 
 @pytest.mark.parametrize(
