@@ -6,7 +6,8 @@ Benchmark for Large Language Models", ACL 2024; from the package ``fanoutqa`` (d
 Wikipedia page. The pages are not there; the corpus is one *fact* a leaf: the page's title, and
 the statement that the sub-question and its answer make (``statement``), with its lineage in
 ``meta``. Relevant to a question are the facts of its leaves. Answers that are lists or mappings
-are flattened to strings, as the benchmark's own scorer does.
+are flattened to strings, as the benchmark's own scorer does. A question whose form asks for yes or
+no (there is one) has these as its options.
 
 Splits are 60/20/20 by hash over *groups* of questions: two questions that share a sub-question
 (27 of the 310 have such a twin) are in one group, so nothing asked in a test question, or in
@@ -23,7 +24,7 @@ from stages.digest import uniform
 from stages.errors import QuarryError
 from stages.ingest.lines import canonical_json
 from stages.ingest.source import Judgement, Question, Raw, Source, SourceParams
-from stages.ingest.statement import Answer, phrase, state
+from stages.ingest.statement import Answer, options, phrase, state
 from stages.models import package_path
 from stages.records import RecordStore
 
@@ -53,6 +54,7 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
     questions = [
         Question(
             top["id"], top["question"], split[top["id"]], f"{top['id']}", flatten(top["answer"]),
+            options(top["question"]),
             meta=canonical_json({
                 "answer_type": answer_type(top["answer"]), "categories": top["categories"],
             }),

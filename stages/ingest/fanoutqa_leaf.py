@@ -2,7 +2,8 @@
 
 Same corpus as ``fanoutqa``. The leaves whose answer is a single value (text, number, yes or no),
 1,772 of 2,126, are the questions; relevant is the fact that states the answer. A leaf is in the
-split of the questions above it, which share one: see ``fanoutqa`` for why none leaks.
+split of the questions above it, which share one: see ``fanoutqa`` for why none leaks. The 80 whose
+form asks for yes or no have these as their options.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from stages.ingest.fanoutqa import answer_type, facts, find_leaves, flatten, load, splits
 from stages.ingest.lines import canonical_json
 from stages.ingest.source import Judgement, Question, Source, SourceParams
+from stages.ingest.statement import options
 from stages.records import RecordStore
 
 
@@ -29,6 +31,7 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
     questions = [
         Question(
             leaf.id, leaf.question, split[leaf.parents[0]], leaf.id, flatten(leaf.answer),
+            options(leaf.question),
             meta=canonical_json({"answer_type": "scalar", "parents": leaf.parents}),
         )
         for leaf in scalar

@@ -5,7 +5,8 @@ into one corpus, each once; a question's judgements are its supporting passages.
 distractor setting (Yang et al., EMNLP 2018), 2WikiMultihopQA and MuSiQue come in this shape.
 
 Passages have no ids: theirs is the hash of title and text. Questions may have no passages and no
-answers, and may have ``options``. The split is in the file's name: train*, dev*, test*; other
+answers, and may have ``options``; without them a question whose form asks for yes or no, in
+English, has these. The split is in the file's name: train*, dev*, test*; other
 files are test. A bad line is a question set aside, with all its passages and
 judgements; so is one without text, or with the id of an earlier question that says otherwise.
 """
@@ -33,6 +34,7 @@ from stages.ingest.source import (
     reject,
     text_field,
 )  # fmt: skip
+from stages.ingest.statement import options
 from stages.records import RecordStore
 from stages.text import canonicalise
 
@@ -107,8 +109,8 @@ def parse_row(line: bytes, locator: str, split: str) -> Row:
         passages.append(Raw(docid, title, body, locator, raw=line))
         if passage.get("is_supporting"):
             judgements.append(Judgement(qid, docid, 1, locator, line))
-    answers, options = strings(row, "answers"), strings(row, "options")
-    question = Question(qid, text, split, locator, answers, options, rest, line)
+    answers, choices = strings(row, "answers"), strings(row, "options") or options(text)
+    question = Question(qid, text, split, locator, answers, choices, rest, line)
     return Row(question, passages, judgements)
 
 

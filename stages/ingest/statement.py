@@ -4,6 +4,8 @@
 is Right." The rules know the forms that English fact questions take: a question word, perhaps a
 noun, an auxiliary, a subject, the rest. Where the subject ends is seen from the verb that follows
 it, and verbs are listed. A question of no known form gives "<the question>: <answer>."
+
+``options`` tells from a question's form whether yes or no answers it.
 """
 
 import re
@@ -60,6 +62,27 @@ def state(question: str, answer: Answer) -> str:
     found = (rule(m, said, be) for pattern, rule in _RULES if (m := pattern.fullmatch(stem)))
     sentence = next(filter(None, found), f"{stem}: {said}")
     return _capital(sentence) + ("" if sentence.endswith((".", "!")) else ".")
+
+
+YES_NO = ("yes", "no")
+_ASKS_WHETHER = re.compile(
+    rf"(?:{_BE}|do|does|did|has|have|had|can|could|will|would|should) (?!you\b)(?P<rest>.+)", re.I
+)
+# "..., and if so, who discovered it" and "..., who" ask for more than yes or no.
+_ASKS_MORE = re.compile(r"\bif so\b|(?:,|\band|\bor) (?:who|what|which|when|where|why|how)\b", re.I)
+# "Is Ann or Bo older" asks which; "has Yale ever had a queen or king" and "one of A or B" do not.
+_ASKS_WHICH = re.compile(r"(?:(?!\b(?:ever|any|one of)\b).)*\bor\b.*", re.I)
+
+
+def options(question: str) -> tuple[str, ...]:
+    """Yes and no for a question that asks whether something is so; else none.
+
+    Its form decides, never its answer. In doubt there are none: an answer in free words can still
+    be yes, while a choice between two cannot be anything else.
+    """
+    m = _ASKS_WHETHER.fullmatch(" ".join(question.split()).rstrip("?. "))
+    more = m and (_ASKS_MORE.search(m["rest"]) or _ASKS_WHICH.fullmatch(m["rest"]))
+    return YES_NO if m and not more else ()
 
 
 def phrase(answer: Answer) -> str:

@@ -10,7 +10,7 @@ from ingest_corpora import column, ingest, rows
 from stages.errors import QuarryError
 from stages.ingest.corpus import Corpus
 from stages.ingest.semanlink import broader_edges, label, select
-from stages.ingest.statement import state
+from stages.ingest.statement import options, state
 from stages.models import package_path
 
 NONE = Path("data/none")
@@ -258,3 +258,43 @@ def test_a_leaf_may_come_without_its_page(tmp_path: Path) -> None:
 )
 def test_statements(question: str, answer: object, statement: str) -> None:
     assert state(question, answer) == statement
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Was Ada born in Rome?", "does  Utah have a flag", "Is Amy Gutmann still alive today?",
+        "Did she study at one of these: Yale, Duke or MIT?", "Has Yale ever had a king or queen?",
+        "Are Ann and Bo both painters?", "Were any of them kings or queens?", "Can a swan fly?",
+    ],
+)  # fmt: skip
+def test_a_question_that_asks_whether_is_answered_by_yes_or_no(question: str) -> None:
+    assert options(question) == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Who is older?", "Is Ann or Bo older?", "Was Io seen before 1700 and if so, who saw it?",
+        "Can you name the planets?", "Do you know where Utah is?", "In 2022, what is the rate?",
+        "Isar?", "Is", "", "Was it built, and when?", "Name it.",
+    ],
+)  # fmt: skip
+def test_a_question_that_asks_for_more_or_in_doubt_is_answered_in_words(question: str) -> None:
+    assert options(question) == ()
+
+
+def test_eighty_leaves_have_options_and_their_form_alone_decides(
+    fanout: tuple[Corpus, Corpus],
+) -> None:
+    top, leaf = fanout
+    asked = [q for q in rows(leaf, "queries") if q["options"]]
+    assert len(asked) == 80 and all(q["options"] == ["yes", "no"] for q in asked)
+    said = Counter(q["answers"][0].split(",")[0].lower() for q in asked)
+    assert said == {"yes": 59, "no": 21}
+    assert [q["text"] for q in rows(top, "queries") if q["options"]] == [
+        "Did Sedol Lee win the Go game against Alpha Go?"
+    ]
+    # None of the others has yes or no for its answer, but those that ask for more.
+    rest = [q for q in rows(leaf, "queries") if not q["options"]]
+    assert all("if so" in q["text"] for q in rest if set(q["answers"]) & {"yes", "no"})

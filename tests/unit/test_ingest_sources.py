@@ -218,6 +218,18 @@ def test_a_question_set_aside_brings_neither_passages_nor_judgements(tmp_path: P
     assert corpus.stats["queries"]["repeated"] == 1
 
 
+def test_multihop_questions_that_ask_whether_have_options_unless_theirs_are_given(
+    tmp_path: Path,
+) -> None:
+    path = write_lines(tmp_path / "test.jsonl", [
+        {"id": "1", "question": "Are Ann and Bo both kings?", "answers": ["Ann"]},
+        {"id": "2", "question": "Is it so?", "options": ["A", "B"]},
+        {"id": "3", "question": "Who is a king?", "answers": ["yes"]},
+    ])  # fmt: skip
+    corpus = ingest("multihop", path, tmp_path / "r")
+    assert column(corpus, "queries", "options") == [["yes", "no"], ["A", "B"], []]
+
+
 def test_jsonl_maps_fields_and_keeps_the_rest(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "c.jsonl", [{"key": "k", "head": "H", "body": "B", "year": 1999}])
     corpus = ingest("jsonl", path, tmp_path / "r", id="key", title="head", text="body")
