@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm import tqdm
 
 from stages.digest import digest
 from stages.errors import QuarryError
@@ -192,7 +193,8 @@ def read_documents(
         blocks.append(pa.record_batch(arrays, schema=schema))
         block.clear()
 
-    for raw, content in tally.sift(rows, prepare):
+    progress = tqdm(rows, unit="row", desc="reading", disable=None, delay=2)
+    for raw, content in tally.sift(progress, prepare):
         block.append((raw.docid, raw.title, raw.body, content, "", raw.locator, raw.meta))
         if len(block) == BLOCK:
             flush()

@@ -1,7 +1,9 @@
 """What each source makes of small files: ids, splits, judgements, lineage."""
 
+import itertools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -311,3 +313,18 @@ def test_overlap_is_the_share_of_a_questions_words_in_its_relevant_documents(
     stats = ingest("beir", folder, tmp_path / "r").stats
     assert stats["question_passage_overlap"] == (4 / 5 + 0 / 1) / 2
     assert json.dumps(stats, allow_nan=False)
+
+
+def test_reading_shows_its_progress_only_after_two_seconds_and_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A clock that goes on by a second a look, and a terminal, are played."""
+    path = write_lines(tmp_path / "c.jsonl", [{"id": str(i), "text": f"x{i}"} for i in range(99)])
+    ingest("jsonl", path, tmp_path / "r")
+    assert "row" not in capfd.readouterr().err, "no terminal, no bar"
+    seconds = itertools.count()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(seconds)))
+    ingest("jsonl", path, tmp_path / "r")
+    err = capfd.readouterr().err
+    assert "reading: 99row" in err and "reading: 0row" not in err
