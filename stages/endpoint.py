@@ -2,17 +2,24 @@
 
 The same ``Generator`` as the local one, spoken over ``/v1/completions``. Requests go out side
 by side, at most ``AT_ONCE``, and the server schedules them. What it cannot do now (connection
-refused, 429, 5xx, no answer in time) is tried again with growing pauses; what it will never do
-is an error at once. Texts are the server's: that they do not change with its load is its promise
-to make, not ours.
+refused, 429, 5xx, no answer in time, a stream that breaks before its first token) is tried again
+with growing pauses. A request that it will never answer (400: too long a prompt, say) is
+``Refused`` alone; what concerns all (no key, no such model) is an error at once. Texts are the
+server's: that they do not change with its load is its promise to make, not ours.
 
 Log-probabilities of a given text come by whichever way the server has: ``echo`` (vLLM, SGLang)
 scores all tokens in one request; llama.cpp has no echo, but names the probabilities of the next
 token with their ids, so that its texts are scored token by token. Both need ``/tokenize``.
+
+A server without ``/tokenize`` tells a text's length only in the bill of a completion, and cutting
+passages asks for a dozen lengths each. Lengths are then estimated: ``BYTES`` of UTF-8 a token,
+which is fewer than English has (4 to 5), so that prompts come out shorter than allowed and not
+longer. What a generation cost is still the server's count.
 """
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import threading
@@ -25,9 +32,11 @@ from typing import Any, TypeVar
 
 import httpx
 
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.models import read_training
 from stages.types import Finish, Generation, Inbox, LogProb, Request, TokenEvent
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # requests under way
 TRIES = 5
@@ -35,6 +44,9 @@ PAUSE = 0.5  # seconds before the second try; doubles with every one
 LONGEST_PAUSE = 30.0  # also for what the server asks for by Retry-After
 TIMEOUT = httpx.Timeout(300.0, connect=5.0)  # seconds; reading waits for a whole generation
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+THIS_ONE = frozenset({400, 413, 422})  # what is wrong is the request
+ABSENT = frozenset({404, 405, 501})  # there is no such route
+BYTES = 3  # of a text per token, where the server does not show its tokens
 TOP, ALL = 100, 1_000_000  # next tokens to ask for: the likely ones first, then the vocabulary
 IDLE = 0.005  # seconds between two looks into an inbox when nothing comes
 
@@ -62,20 +74,28 @@ class EndpointGenerator:
 
     @cached_property
     def context(self) -> int | None:
-        """The server's limit on prompt and completion together; None where it does not tell."""
+        """The server's limit on prompt and completion together; None where it does not tell.
+
+        None also where lengths are estimated: what is too long, the server knows, and refuses.
+        """
+        if not self._tokenises:
+            return None
         listed = self._get("/models").get("data") or [{}]
         entry = next((m for m in listed if m.get("id") == self.model), listed[0])
         return entry.get("max_model_len") or (entry.get("meta") or {}).get("n_ctx")
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has, without what the model adds around a prompt."""
-        return self._each(self._count, texts)
+        """How many tokens each text has, without what the model adds around a prompt.
+
+        An estimate where the server does not show its tokens: bytes / 3, rounded up.
+        """
+        return self._each(self._count, texts) if self._tokenises else list(map(_estimate, texts))
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """One generation per request, in order.
 
         Raises:
-            QuarryError: the server is down, or refuses a request.
+            QuarryError: the server is down, or refuses a request (``Refused``).
         """
         self._tally(len(requests))
         generations = self._each(self._generate, requests)
@@ -110,7 +130,8 @@ class EndpointGenerator:
         """Events of all running requests, as the server sends them.
 
         A cancelled request's connection is closed, at which servers stop generating. Several
-        tokens may come in one event.
+        tokens may come in one event. A request that the server refuses ends with that, and the
+        others go on.
         """
         said: queue.SimpleQueue[tuple[str, str | Generation | Exception]] = queue.SimpleQueue()
         texts: dict[str, list[str]] = {}
@@ -138,9 +159,12 @@ class EndpointGenerator:
                         continue
                     if name not in stops:
                         continue  # it was cancelled
-                    if isinstance(what, Exception):
+                    if isinstance(what, Refused):
+                        del stops[name]
+                        yield TokenEvent(name, "", what)
+                    elif isinstance(what, Exception):
                         raise what
-                    if isinstance(what, str):
+                    elif isinstance(what, str):
                         texts[name].append(what)
                         yield TokenEvent(name, what, None)
                     else:
@@ -210,52 +234,73 @@ class EndpointGenerator:
         put: Callable[[tuple[str, str | Generation | Exception]], None],
     ) -> None:  # fmt: skip
         """Put every piece of a streamed answer, and at its end the whole."""
+        url, body = f"{self.base_url}/completions", self._body(request)
+        body |= {"model": self.model, "stream": True, "stream_options": {"include_usage": True}}
         try:
             if request.max_tokens == 0:
                 put((name, self._generate(request)))
                 return
-            body = self._body(request) | {"model": self.model, "stream": True}
-            body["stream_options"] = {"include_usage": True}
-            pieces, choice, usage = [], {}, None
-            url = f"{self.base_url}/completions"
-            with contextlib.closing(self._ask("POST", url, body, stream=True)) as response:
-                for line in response.iter_lines():
-                    if stop.is_set():
-                        return
-                    if not line.startswith("data:") or line.endswith("[DONE]"):
-                        continue
-                    part = json.loads(line.removeprefix("data:"))
-                    if "error" in part:
-                        raise QuarryError(f"{self._where}: stopped in the middle: {part['error']}")
-                    usage = part.get("usage") or usage
-                    for piece in part["choices"]:
-                        choice = piece if piece.get("finish_reason") else choice
-                        if piece["text"]:
-                            pieces.append(piece["text"])
-                            put((name, piece["text"]))
-            if usage is None:
-                raise QuarryError(f"{self._where}: the stream ended before its usage was told.")
-            put((name, self._generation(request, "".join(pieces), choice, usage)))
-        except httpx.TransportError as e:
-            put((name, QuarryError(f"{self._where}: broke off in the middle of a text: {e!r}.")))
+            whole = self._ask(
+                "POST", url, body,
+                lambda response: self._hear(response, request, stop, lambda t: put((name, t))),
+            )  # fmt: skip
+            if whole is not None:
+                put((name, whole))
         except Exception as e:  # the reader of the queue raises it
             put((name, e))
 
+    def _hear(
+        self, response: httpx.Response, request: Request, stop: threading.Event,
+        put: Callable[[str], None],
+    ) -> Generation | None:  # fmt: skip
+        """The whole of a streamed answer, its pieces on the way; None if told to stop.
+
+        A connection that breaks before the first piece may be tried again; later, a part of one
+        text would be told twice, or be followed by another's.
+        """
+        pieces: list[str] = []
+        choice: dict[str, Any] = {}
+        usage = None
+        try:
+            for line in response.iter_lines():
+                if stop.is_set():
+                    return None
+                if not line.startswith("data:") or line.endswith("[DONE]"):
+                    continue
+                part = json.loads(line.removeprefix("data:"))
+                if "error" in part:
+                    raise self._told_in_stream(part["error"], begun=bool(pieces))
+                usage = part.get("usage") or usage
+                for piece in part["choices"]:
+                    choice = piece if piece.get("finish_reason") else choice
+                    if piece["text"]:
+                        pieces.append(piece["text"])
+                        put(piece["text"])
+        except httpx.TransportError as e:
+            if not pieces:
+                raise
+            raise QuarryError(f"{self._where}: broke off in the middle of a text: {e!r}.") from e
+        if usage is None:
+            raise QuarryError(f"{self._where}: the stream ended before its usage was told.")
+        return self._generation(request, "".join(pieces), choice, usage)
+
+    def _told_in_stream(self, error: Any, *, begun: bool) -> QuarryError:
+        """The error of a server that answers 200 first and then finds the request bad."""
+        code = error.get("code") if isinstance(error, dict) else None
+        kind = Refused if code in THIS_ONE and not begun else QuarryError
+        return kind(f"{self._where}: stopped {'in the middle' if begun else 'at once'}: {error}")
+
     def _count(self, text: str) -> int:
-        if self._tokenises:
-            return len(self._tokenise(text, special=False))
-        body = {"prompt": text, "max_tokens": 1, "temperature": 0.0}
-        return self._post("/completions", body)["usage"]["prompt_tokens"]
+        return len(self._tokenise(text, special=False)) if self._tokenises else _estimate(text)
 
     @cached_property
     def _tokenises(self) -> bool:
-        """Whether the server shows its tokens; one that does not is asked what a text costs."""
+        """Whether the server shows its tokens."""
         try:
             self._tokenise("one", special=False)
-        except _Refused as e:
-            if e.status in {404, 405}:
-                return False
-            raise
+        except _Absent:
+            log.warning("%s has no /tokenize: lengths of texts are estimated", self._where)
+            return False
         return True
 
     def _tokenise(self, text: str, special: bool) -> list[int]:
@@ -265,7 +310,7 @@ class EndpointGenerator:
             "model": self.model, "prompt": text, "content": text,
             "add_special_tokens": special, "add_special": special,
         }  # fmt: skip
-        return self._read(self._ask("POST", url, body))["tokens"]
+        return self._ask("POST", url, body, self._read)["tokens"]
 
     def _score(
         self, prompt: list[int], completion: list[int], known: dict[tuple[int, ...], dict]
@@ -318,12 +363,14 @@ class EndpointGenerator:
         return f"generator '{self.model}' at {self.base_url}"
 
     def _get(self, path: str) -> dict[str, Any]:
-        return self._read(self._ask("GET", self.base_url + path, None))
+        return self._ask("GET", self.base_url + path, None, self._read)
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._read(self._ask("POST", self.base_url + path, {"model": self.model, **body}))
+        body = {"model": self.model, **body}
+        return self._ask("POST", self.base_url + path, body, self._read)
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
+        response.read()
         try:
             return response.json()
         except ValueError:
@@ -333,26 +380,33 @@ class EndpointGenerator:
             ) from None
 
     def _ask(
-        self, method: str, url: str, body: dict[str, Any] | None, *, stream: bool = False
-    ) -> httpx.Response:
-        """A good answer, read whole unless it is a stream; after ``TRIES`` failures an error."""
+        self, method: str, url: str, body: dict[str, Any] | None,
+        read: Callable[[httpx.Response], T],
+    ) -> T:  # fmt: skip
+        """What ``read`` makes of a good answer; after ``TRIES`` failures an error.
+
+        A connection that breaks while it reads is a failure like one that does not come about.
+        """
         problem, pause = "", 0.0
         for attempt in range(TRIES):
             time.sleep(pause)
             pause = min(PAUSE * 2**attempt, LONGEST_PAUSE)
             request = self._client.build_request(method, url, json=body)
             try:
-                response = self._client.send(request, stream=True)
-                if response.is_error or not stream:
+                with contextlib.closing(self._client.send(request, stream=True)) as response:
+                    if response.is_success:
+                        return read(response)
                     response.read()
             except httpx.TransportError as e:
                 problem = f"{type(e).__name__} ({e})"
                 continue
-            if response.is_success:
-                return response
-            problem = f"HTTP {response.status_code}: {response.text[:300]}"
-            if response.status_code not in AGAIN:
-                raise _Refused(f"{self._where}: refused a request. {problem}", response.status_code)
+            status = response.status_code
+            problem = f"HTTP {status}: {response.text[:300]}"
+            if status not in AGAIN:
+                kind = (
+                    Refused if status in THIS_ONE else _Absent if status in ABSENT else QuarryError
+                )
+                raise kind(f"{self._where}: refused a request. {problem}")
             asked = response.headers.get("retry-after", "")
             pause = min(float(asked), LONGEST_PAUSE) if asked.isdigit() else pause
         raise QuarryError(
@@ -361,9 +415,10 @@ class EndpointGenerator:
         )
 
 
-class _Refused(QuarryError):
-    """The server will not answer this, however often it is asked."""
+class _Absent(QuarryError):
+    """The server has no such route (or no such model)."""
 
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
-        self.status = status
+
+def _estimate(text: str) -> int:
+    """About how many tokens, rather more than fewer: bytes / ``BYTES``, rounded up."""
+    return -(-len(text.encode()) // BYTES)

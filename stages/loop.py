@@ -41,7 +41,7 @@ from stages.effects import (
     write_request,
     write_result,
 )
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.params import Entry
 from stages.records import RecordStore
 from stages.tables import sort_table, table
@@ -127,11 +127,12 @@ def run_loop(
     """Every question run to its end, with a stop reason for each.
 
     At most ``max_active`` questions are open at once, and at most ``batch`` requests go into
-    one call of a tool (None: all of a tick). An exception in a strategy, or a prompt over the
-    model's context, fails its question alone. Without a ``store`` the cache is off. ``replay``
-    is an effect log of an earlier run: as long as a question asks what it asked then, it is
-    told what it was told then; at the first difference the rest of its log is discarded, with
-    a warning. ``trace=False`` leaves the effect table empty.
+    one call of a tool (None: all of a tick). An exception in a strategy, a prompt over the
+    model's context, or a request that the model's server refuses, fails its question alone.
+    Without a ``store`` the cache is off. ``replay`` is an effect log of an earlier run: as long
+    as a question asks what it asked then, it is told what it was told then; at the first
+    difference the rest of its log is discarded, with a warning. ``trace=False`` leaves the
+    effect table empty.
 
     Raises:
         QuarryError: a qid occurs twice, or a strategy asks for a tool that is not there.
@@ -227,6 +228,9 @@ class _Engine:
                 self._refuse(q, refusals[q.qid])
             else:
                 results = self._deliver(q, asked[q.qid], known, lengths)
+                if refused := [r for r in results if isinstance(r, Refused)]:
+                    self._refuse(q, refused[0])
+                    continue
                 sent = results[0] if q.single else results
                 self.advance(q, lambda steps, sent=sent: steps.send(sent))
 
@@ -362,9 +366,12 @@ class _Engine:
         with bar:
             for keys in cut_batches(todo, self.batch):
                 for i, value in self.tools.run([todo[k] for k in keys]):
-                    known[keys[i]], fresh[keys[i]] = value, todo[keys[i]]
-                    tokens += value.tokens_in + value.tokens_out if kind is LLM else 0
+                    known[keys[i]] = value
                     bar.update()
+                    if isinstance(value, Refused):
+                        continue  # asked again by the next run: the server may be another then
+                    fresh[keys[i]] = todo[keys[i]]
+                    tokens += value.tokens_in + value.tokens_out if kind is LLM else 0
                     if len(fresh) == KEEP:
                         kept = self._keep(fresh, known, kept)
                 kept = self._keep(fresh, known, kept)
@@ -390,11 +397,14 @@ class _Engine:
     def _deliver(
         self, q: _Open, asked: list[_Step | None], known: dict[str, Any], lengths: dict[str, int]
     ) -> list[Any]:
-        """The question's results in the order it asked, counted and logged."""
+        """The question's results in the order it asked; counted and logged, but for refusals."""
         results: list[Any] = []
         q.counts.rounds += any(isinstance(e, Search) for e in q.effects)
         for step in asked:
             value, tokens = (known[step.key], (0, 0)) if step else (None, (0, 0))
+            if isinstance(value, Refused):
+                results.append(value)
+                continue
             match step.effect if step else None:
                 case LLM():
                     tokens = (value.tokens_in, value.tokens_out)

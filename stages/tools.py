@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.effects import LLM, Choice, Effect, Encode, Search, pick
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.runs import search_documents
 from stages.types import Encoder, Generation, Generator, Request, Reranker, Retriever
 
@@ -44,14 +44,16 @@ class Tools(NamedTuple):
         return tool
 
     def run(self, effects: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """(position, value) of effects of one form, as they get ready: one call of their tool."""
+        """(position, value) of effects of one form, as they get ready: one call of their tool.
+
+        A call that a generator refused has a ``Refused`` as its value.
+        """
         tool = self.for_effect(effects[0])
         match effects[0]:
             case LLM():
                 return _generate(tool, [e.request for e in effects])
             case Choice():
-                logps = tool.choose([e.prompt for e in effects], [list(e.options) for e in effects])
-                values = map(pick, logps)
+                values = _choose(tool, effects)
             case Search(k=k, unit="document"):
                 values = search_documents(tool, [e.query for e in effects], k)
             case Search(k=k):
@@ -88,10 +90,22 @@ class _Pending:
 
 def _generate(
     generator: Generator, requests: Sequence[Request]
-) -> Iterator[tuple[int, Generation]]:
+) -> Iterator[tuple[int, Generation | Refused]]:
     for event in generator.stream(_Pending(requests)):
         if event.done is not None:
             yield int(event.request_id), event.done
+
+
+def _choose(generator: Generator, choices: Sequence[Choice]) -> list[int | Refused]:
+    """The option of each; a call with one in it that is refused is halved until it is found."""
+    try:
+        logps = generator.choose([c.prompt for c in choices], [list(c.options) for c in choices])
+    except Refused as refusal:
+        if len(choices) == 1:
+            return [refusal]
+        half = len(choices) // 2
+        return _choose(generator, choices[:half]) + _choose(generator, choices[half:])
+    return [pick(of_one) for of_one in logps]
 
 
 def cut_batches(todo: Mapping[str, Effect], batch: int | None) -> Iterator[list[str]]:

@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stages.errors import Refused
+
 Role = Literal["query", "passage"]
 Finish = Literal["stop", "eos", "length", "cancelled"]
 
@@ -75,11 +77,14 @@ class Generation(NamedTuple):
 
 
 class TokenEvent(NamedTuple):
-    """A step of one streamed request: new text, and at its end the whole generation."""
+    """A step of one streamed request: new text, and at its end the whole generation.
+
+    A server may refuse one request and answer the others: then that is its end.
+    """
 
     request_id: str
     text: str
-    done: Generation | None
+    done: Generation | Refused | None
 
 
 class LogProb(NamedTuple):

@@ -11,7 +11,7 @@ from language_models import ROOT, Script, gguf, needs_xllamacpp, smollm2
 from stages import endpoint
 from stages.effects import pick
 from stages.endpoint import EndpointGenerator
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.finetune import Inputs
 from stages.finetune.pretrained import Params, train
 from stages.lm import open_generator
@@ -92,6 +92,10 @@ def test_a_prompt_over_the_servers_context_is_refused_with_its_words(remote) -> 
     assert remote.context == 512
     with pytest.raises(QuarryError, match=r"refused a request.*exceeds the available context"):
         remote.generate([Request("x " * 600, 4)])
+    requests = [("long", Request("x " * 600, 4)), ("short", Request(GERMANY, 4))]
+    done = {e.request_id: e.done for e in remote.stream(Script({0: requests})) if e.done}
+    assert isinstance(done["long"], Refused) and "exceeds the available" in str(done["long"])
+    assert done["short"].text.startswith(" Germany"), "the others go on"
 
 
 def test_when_the_server_has_gone_the_error_says_so(server, remote, monkeypatch) -> None:

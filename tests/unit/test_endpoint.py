@@ -13,11 +13,15 @@ import pytest
 from language_models import Script
 
 from stages import endpoint
+from stages.effects import LLM, Choice, Outcome, Question
 from stages.endpoint import EndpointGenerator
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.lm import open_generator
+from stages.loop import run_loop
 from stages.models import write_training
-from stages.types import Generation, LogProb, Request
+from stages.prompts import cut_passages
+from stages.tools import Tools
+from stages.types import Generation, LogProb, Passage, Request
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -272,18 +276,21 @@ def test_a_server_without_any_log_probabilities_is_named(server, generator) -> N
         generator.choose(["ab"], [["x"]])
 
 
-def test_a_server_that_hides_its_tokens_is_asked_what_a_text_costs(server, generator) -> None:
+def test_a_server_that_hides_its_tokens_is_not_paid_for_lengths(server, generator) -> None:
     server.answer = lambda path, body: bad(404) if path == "/tokenize" else good()
-    assert generator.count_tokens(["some text"]) == [3]
-    assert server.asked[-1] == (
-        "/v1/completions",
-        {"model": "m", "prompt": "some text", "max_tokens": 1, "temperature": 0.0},
-    )
+    texts = ["some text!", "", "\u5c71\u5ddd", "word " * 200]
+    # bytes: 10, 0, 2 characters of 3, 1,000
+    assert generator.count_tokens(texts) == [4, 0, 2, 334]
+    passage = Passage("d", "T", "a long passage " * 50)
+    [cut] = cut_passages([passage], 20, generator.count_tokens)
+    assert len(cut.text) <= 20 * 3 and generator.context is None
+    assert [path for path, _ in server.asked] == ["/tokenize"], "once, and no completion"
 
 
 def test_the_context_is_what_the_server_lists(server, generator) -> None:
     listed = {"data": [{"id": "other", "max_model_len": 1}, {"id": "m", "max_model_len": 4096}]}
-    server.answer = lambda path, body: (200, {}, json.dumps(listed).encode())
+    models = 200, {}, json.dumps(listed).encode()
+    server.answer = lambda path, body: like_vllm(path, body) if path == "/tokenize" else models
     assert generator.context == 4096
 
 
@@ -313,10 +320,90 @@ def test_a_streamed_answer_comes_in_pieces_and_whole(server, generator) -> None:
     ("parts", "message"),
     [
         ([piece("Pa")], "ended before its usage was told"),
-        ([piece("Pa"), {"error": {"message": "out of memory"}}], "out of memory"),
+        ([piece("Pa"), {"error": {"message": "out of memory"}}], "the middle: .*out of memory"),
+        ([piece("Pa"), {"error": {"message": "no", "code": 400}}], "in the middle"),
     ],
 )
 def test_a_stream_that_breaks_is_an_error(server, generator, parts, message) -> None:
     server.answer = lambda path, body: sse(*parts)
     with pytest.raises(QuarryError, match=message):
         list(generator.stream(Script({0: [("a", Request("p", 2))]})))
+
+
+def torn(*parts: dict | str) -> Answer:
+    """A stream whose connection is gone after these parts."""
+    status, headers, content = sse(*parts)
+    return status, headers | {"content-length": "99999", "connection": "close"}, content
+
+
+WHOLE = (piece("Pa"), piece("ris", "length"), USAGE, "[DONE]")
+
+
+def test_a_stream_that_breaks_before_its_first_token_is_asked_again(
+    server, generator, pauses
+) -> None:
+    server.answer = in_turn(torn(), bad(503), torn(piece("")), sse(*WHOLE))
+    pauses.clear()
+    events = list(generator.stream(Script({0: [("a", Request("p", 2))]})))
+    assert [e.text for e in events] == ["Pa", "ris", ""]
+    assert events[-1].done == Generation("Paris", 3, 2, "length")
+    assert pauses == [0.0, 0.5, 1.0, 2.0], "one policy for all that fails"
+    server.answer = in_turn(torn())
+    with pytest.raises(QuarryError, match=r"no answer in 5 tries; at last RemoteProtocolError"):
+        list(generator.stream(Script({0: [("a", Request("p", 2))]})))
+
+
+def test_a_stream_that_breaks_after_its_first_token_is_an_error_at_once(server, generator) -> None:
+    server.answer = in_turn(torn(piece("Pa")), sse(*WHOLE))
+    heard = []
+    with pytest.raises(QuarryError, match="broke off in the middle of a text"):
+        for event in generator.stream(Script({0: [("a", Request("p", 2))]})):
+            heard.append(event.text)
+    assert len(server.asked) == 1 and heard == ["Pa"]
+
+
+@pytest.mark.parametrize(
+    "refusal", [bad(400, "too long"), sse({"error": {"message": "too long", "code": 400}})]
+)
+def test_a_refused_request_ends_alone(server, generator, refusal) -> None:
+    server.answer = lambda path, body: refusal if body["prompt"] == "long" else sse(*WHOLE)
+    asked = [(name, Request(name, 2)) for name in ("a", "long", "b")]
+    done = {e.request_id: e.done for e in generator.stream(Script({0: asked})) if e.done}
+    assert done["a"] == done["b"] == Generation("Paris", 3, 2, "length")
+    assert isinstance(done["long"], Refused) and "too long" in str(done["long"])
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_what_concerns_every_request_stops_the_stream(server, generator, status) -> None:
+    server.answer = lambda path, body: bad(status, "no such key or model")
+    with pytest.raises(QuarryError, match=f"refused a request. HTTP {status}") as e:
+        list(generator.stream(Script({0: [("a", Request("p", 2))]})))
+    assert not isinstance(e.value, Refused)
+
+
+@pytest.mark.parametrize("form", ["LLM", "Choice"])
+def test_a_prompt_that_the_server_refuses_is_one_questions_error(server, generator, form) -> None:
+    """Told by the server alone: it lists no context."""
+
+    def answer(path: str, body: dict) -> Answer:
+        if path == "/v1/models":
+            return 200, {}, b'{"data": []}'
+        if path != "/tokenize" and len(body["prompt"]) > 60:
+            return bad(400, "prompt exceeds the context")
+        return sse(*WHOLE) if body.get("stream") else like_vllm(path, body)
+
+    def ask(question: Question):
+        if form == "LLM":
+            return Outcome((yield LLM(Request(question.text, 2))).text)
+        options = ["a", "bc"]
+        return Outcome(options[(yield Choice(question.text, options))])
+
+    server.answer = answer
+    questions = [Question(f"q{i}", "x" * (80 if i == 3 else 9 + i)) for i in range(6)]
+    loop = run_loop(ask, questions, Tools(generator))
+    errors = {a.qid: a.error for a in loop.answered if a.error}
+    assert list(errors) == ["q3"]
+    assert errors["q3"].startswith("Refused: ") and "exceeds the context" in errors["q3"]
+    right = "Paris" if form == "LLM" else "a"
+    assert [a.outcome.answer for a in loop.answered if not a.error] == [right] * 5

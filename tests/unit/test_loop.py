@@ -20,7 +20,7 @@ from stages.effects import (
     read_result,
     write_result,
 )
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.loop import Budget, Counts, Tools, run_loop
 from stages.records import RecordStore
 from stages.types import Generation, Hit, Request
@@ -417,6 +417,52 @@ def test_a_question_that_fails_harms_no_other(strategy, error):
     assert failed.outcome == Outcome(stop_reason="error")
     del whole.answered[1]
     assert loop.answered == whole.answered
+
+
+class Picky(FakeLLM):
+    """Refuses prompts that hold "long", as a server does whose context they exceed."""
+
+    def _text(self, r):
+        return Refused("too long") if "long" in r.prompt else super()._text(r)
+
+    def choose(self, prompts, options):
+        if any("long" in p for p in prompts):
+            raise Refused("too long")
+        return super().choose(prompts, options)
+
+
+def test_what_a_server_refuses_is_thrown_into_its_question_and_not_kept(store):
+    def shorter(question):
+        try:
+            return Outcome((yield [ask(question.text), ask("and another")])[0].text)
+        except Refused:
+            return Outcome((yield ask("shorter")).text)
+
+    questions = [Question(f"q{i}", "long" if i in (2, 4) else f"a {i}") for i in range(6)]
+    t = Tools(generator=Picky())
+    loop = run_loop(shorter, questions, t, store=store)
+    assert not any(a.error for a in loop.answered)
+    assert [a.counts.llm_calls for a in loop.answered] == [2] * 6, "a refused call is none"
+    assert loop.answered[2].outcome == loop.answered[4].outcome
+    assert t.generator.n_calls == 4 + 1 + 1 + 1, "four texts, 'long', 'and another', 'shorter'"
+    again = Tools(generator=Picky())
+    assert table_bytes(run_loop(shorter, questions, again, store=store)) == table_bytes(loop)
+    assert [r.prompt for b in again.generator.batches for r in b] == ["long"]
+
+
+@pytest.mark.parametrize("long", [{0}, {5}, {1, 2}, set(range(7))])
+def test_a_refused_choice_is_found_among_the_others_of_its_call(long):
+    def choose(question):
+        return Outcome(str((yield Choice(question.text, ["a", "b"]))))
+
+    questions = [Question(f"q{i}", f"{i} " + "long" * (i in long)) for i in range(7)]
+    loop = run_loop(choose, questions, Tools(generator=Picky()))
+    assert {i for i, a in enumerate(loop.answered) if a.error == "Refused: too long"} == long
+    alone = [run_loop(choose, [q], Tools(generator=FakeLLM())).answered[0] for q in questions]
+    assert all(
+        a.outcome == b.outcome
+        for i, (a, b) in enumerate(zip(loop.answered, alone, strict=True)) if i not in long
+    )  # fmt: skip
 
 
 def test_a_choice_without_options_fails_its_question():
