@@ -37,18 +37,38 @@ def test_vector_search_is_brute_force_with_ties_by_row(k: int) -> None:
     assert [rows.tolist() for rows, _ in found] == brute(queries, vectors, k)
 
 
-def test_a_library_that_errs_in_the_last_bits_changes_nothing() -> None:
-    vectors, queries = unit_rows(500, 32, seed=3), unit_rows(20, 32, seed=4)
+@pytest.mark.parametrize("d", [32, 384, 1024, 4096])
+def test_a_library_that_errs_as_much_as_float32_may_changes_nothing(d: int) -> None:
+    vectors, queries = unit_rows(500, d, seed=3), unit_rows(20, d, seed=4)
     vectors[100:200] = vectors[0]
-    rng = np.random.default_rng(5)
+    rng, error = np.random.default_rng(5), 0.9 * d * 2**-24  # and what the product errs by itself
 
     def noisy(asked: np.ndarray, m: int):
-        scores = asked @ vectors.T + rng.uniform(-2e-5, 2e-5, (len(asked), len(vectors)))
+        scores = asked @ vectors.T + rng.uniform(-error, error, (len(asked), len(vectors)))
         rows = np.argsort(-scores, axis=1)[:, :m]
         return np.take_along_axis(scores, rows, 1).astype("f4"), rows
 
     found = search_vectors(np.vstack([queries, vectors[:1]]), vectors, 10, noisy)
     assert [r.tolist() for r, _ in found] == brute(np.vstack([queries, vectors[:1]]), vectors, 10)
+
+
+@pytest.mark.parametrize("d", [384, 1024, 4096])
+def test_the_best_row_is_found_behind_as_large_an_error_as_d_allows(d: int) -> None:
+    """One query, scores that are a coordinate: row 99 is best, and proposed after all others."""
+    error, score = d * 2**-24, 1 / 64
+    vectors = np.zeros((100, d), dtype="f4")
+    vectors[:, 0] = score - 0.995 * error
+    vectors[0, 0], vectors[99, 0] = score, score + 0.001 * error
+    query = np.zeros((1, d), dtype="f4")
+    query[0, 0] = 1
+    told = vectors[:, 0].copy()
+    told[99] -= error
+    rows = np.argsort(-told, kind="stable")
+
+    found = search_vectors(
+        query, vectors, 1, lambda asked, m: (told[rows[None, :m]], rows[None, :m])
+    )
+    assert found[0][0].tolist() == [99]
 
 
 def test_lists_hold_every_vector_once_and_probing_all_of_them_is_exhaustive() -> None:
