@@ -11,6 +11,7 @@ Robertson & Zaragoza, The Probabilistic Relevance Framework, 2009; Lù, BM25S, a
 """
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ import scipy.sparse as sp
 import Stemmer
 from bm25s import stopwords as lists
 from pydantic import Field, ValidationInfo, field_validator
+from tqdm import tqdm
 
 from stages.index import Inputs
 from stages.index.layout import Contents, Index, Slot, rows
@@ -30,6 +32,7 @@ from stages.index.ranking import as_hits
 from stages.params import Entry
 from stages.types import Hits
 
+LONG = 100_000  # passages; fewer are indexed within ten seconds, and bm25s's bars cannot wait
 WORD = re.compile(r"(?u)\b\w\w+\b")  # bm25s's, and scikit-learn's: two characters or more
 
 STOPWORDS: dict[str, Sequence[str]] = {
@@ -75,7 +78,8 @@ def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:
     """The impacts of all words, words in order of their bytes; no passages give no words."""
     docids, texts, _ = rows(passages)
     split, stem = word_splitter(params.stopwords), word_stemmer(params.stemmer)
-    split_texts = [split(text) for text in texts]
+    bar = tqdm(texts, unit="passage", desc="words", leave=False, disable=None, delay=2)
+    split_texts = [split(text) for text in bar]
     seen = sorted({word for words in split_texts for word in words})
     stem_of = dict(zip(seen, stem(seen), strict=True))  # each word is stemmed once
     vocabulary = sorted(set(stem_of.values()))
@@ -85,7 +89,8 @@ def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:
         number_of = {word: number[stemmed] for word, stemmed in stem_of.items()}
         ids = [[number_of[word] for word in words] for words in split_texts]
         scorer = bm25s.BM25(k1=params.k1, b=params.b, method="lucene")
-        scorer.index((ids, number), create_empty_token=False, show_progress=False)
+        shown = len(docids) >= LONG and sys.stderr.isatty()
+        scorer.index((ids, number), create_empty_token=False, show_progress=shown)
         columns = (scorer.scores[name] for name in ("data", "indices", "indptr"))
         postings = sp.csr_matrix(tuple(columns), shape=postings.shape)
     settings = {"stopwords": params.stopwords, "stemmer": params.stemmer}

@@ -1,11 +1,14 @@
 """BM25 by hand, on five short texts, and what it takes for a word."""
 
+import io
+import sys
 from math import log
 from pathlib import Path
 
 import pytest
 from index_worlds import MOUNTAINS, built, opened, passages_of
 
+from stages.index import bm25 as room
 from stages.index.bm25 import word_splitter, word_stemmer
 from stages.types import Hit
 
@@ -68,3 +71,26 @@ def test_words_are_lower_case_without_stop_words_and_stemmed(
     stopwords, stemmer, text, words
 ) -> None:
     assert word_stemmer(stemmer)(word_splitter(stopwords)(text)) == words
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stderr", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_a_long_build_shows_its_progress_on_a_terminal_alone(
+    tmp_path: Path, monkeypatch, stderr, shown
+) -> None:
+    tqdm = room.tqdm
+
+    def at_once(texts, *, delay: float, **how):
+        return tqdm(texts, **how)
+
+    monkeypatch.setattr(room, "tqdm", at_once)
+    for long, bars in ((1, ["words", "BM25S"]), (room.LONG, ["words"])):
+        monkeypatch.setattr(room, "LONG", long)
+        monkeypatch.setattr(sys, "stderr", stderr())
+        built(tmp_path / str(long), "bm25", passages_of(MOUNTAINS))
+        said = sys.stderr.getvalue()
+        assert [b for b in ("words", "BM25S") if b in said] == (bars if shown else [])
