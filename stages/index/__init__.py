@@ -9,7 +9,8 @@ Every kind is one file with ``build(passages, params, inputs) -> Contents`` and
 scores by docid descending" is "by row", also where k cuts through equal scores.
 
 Reading order: layout.py (the directory), ranking.py (the k best, ties), postings.py with bm25.py
-and splade.py, vectors.py with flat.py, centroids.py and ivf.py, __main__.py (the shell).
+and splade.py, vectors.py with flat.py, lists.py with centroids.py, ivf.py and clustered.py,
+__main__.py (the shell).
 
 ``open_index`` is the one door between rooms.
 """
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from stages.records import RecordStore
     from stages.types import Retriever
 
-KINDS = {"bm25": "bm25", "splade": "splade", "flat": "flat", "ivf": "ivf", "centroids": "centroids"}
+KINDS = {
+    "bm25": "bm25",
+    "splade": "splade",
+    "flat": "flat",
+    "ivf": "ivf",
+    "clustered": "clustered",
+    "centroids": "centroids",
+}
 
 
 class Inputs(NamedTuple):
