@@ -19,9 +19,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from stages.types import Generation, Hit, Request, Role
+from stages.types import Generation, Hit, Query, Request, Role
 
 TIE = 1e-4  # log-probabilities differ by up to 2e-5 between batch shapes
+# Fields that older logs lack are written only where they say something: the keys stay the same.
+ADDED = {"doubt_below": (), "doubts": ()}
 
 
 class Question(NamedTuple):
@@ -52,11 +54,12 @@ class Choice(NamedTuple):
 class Search(NamedTuple):
     """Result: up to k ``Hit``\\ s, best first.
 
-    ``passage`` hits are what a reader is shown and count as the question's docs; ``document``
-    hits are parents, from as many passages as that takes: the ranking that is measured.
+    A query of several texts is the mean of their vectors (dense indexes alone). ``passage`` hits
+    are what a reader is shown and count as the question's docs; ``document`` hits are parents,
+    from as many passages as that takes: the ranking that is measured.
     """
 
-    query: str
+    query: Query
     k: int
     unit: Literal["passage", "document"] = "passage"
 
@@ -125,15 +128,18 @@ def dumps(value: Any) -> str:
 
 def write_request(effect: Effect) -> str:
     """What was asked, as JSON."""
-    fields = effect.request if isinstance(effect, LLM) else effect
-    return dumps(fields._asdict())
+    return dumps(_fields(effect.request if isinstance(effect, LLM) else effect))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {k: v for k, v in record._asdict().items() if k not in ADDED or v != ADDED[k]}
 
 
 def write_result(effect: Effect, value: Any) -> str:
     """What came back, as JSON; of a choice the index alone, never a log-probability."""
     match effect:
         case LLM():
-            return dumps(value._asdict())
+            return dumps(_fields(value))
         case Search():
             return dumps(list(value))
         case Encode() | Score():
@@ -146,7 +152,8 @@ def read_result(effect: Effect, text: str) -> Any:
     value = json.loads(text)
     match effect:
         case LLM():
-            return Generation(**value)
+            doubts = tuple(tuple(map(tuple, spans)) for spans in value.pop("doubts", ()))
+            return Generation(**value, doubts=doubts)
         case Search():
             return [Hit(*hit) for hit in value]
         case Encode() | Score():

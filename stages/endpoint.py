@@ -20,11 +20,12 @@ longer. What a generation cost is still the server's count.
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,8 @@ import httpx
 
 from stages.errors import QuarryError, Refused
 from stages.models import read_training
-from stages.types import Finish, Generation, Inbox, LogProb, Request, TokenEvent
+from stages.spans import add_growth, clip_spans
+from stages.types import Finish, Generation, Inbox, LogProb, Request, Span, TokenEvent
 
 log = logging.getLogger(__name__)
 
@@ -191,11 +193,13 @@ class EndpointGenerator:
 
     def _generate(self, request: Request) -> Generation:
         if request.max_tokens == 0:  # some servers make one token of it
-            return Generation("", self._count(request.prompt), 0, "length")
+            nothing = ((),) * len(request.doubt_below)
+            return Generation("", self._count(request.prompt), 0, "length", nothing)
         answer = self._post("/completions", self._body(request))
         try:
             choice, usage = answer["choices"][0], answer["usage"]
-            return self._generation(request, choice["text"], choice, usage)
+            told = _tokens(choice.get("logprobs"))
+            return self._generation(request, choice["text"], choice, usage, told)
         except (KeyError, IndexError) as e:
             raise QuarryError(
                 f"{self._where}: its answer lacks {e}; it has {sorted(answer)}."
@@ -209,25 +213,36 @@ class EndpointGenerator:
         }
         if request.stop:
             body["stop"] = list(request.stop)
+        if request.doubt_below:
+            body["logprobs"] = 1
         if request.temperature > 0:  # the plain nucleus: servers cut further by default
             body |= {"top_p": request.top_p, "top_k": -1, "min_p": 0.0}
             body["seed"] = request.seed % 2**31
         return body
 
     def _generation(
-        self, request: Request, text: str, choice: dict[str, Any], usage: dict[str, int]
-    ) -> Generation:
+        self, request: Request, text: str, choice: dict[str, Any], usage: dict[str, int],
+        told: Sequence[tuple[bytes, float]],
+    ) -> Generation:  # fmt: skip
         """What came; ``stop`` and ``eos`` are told apart as far as the server does (vLLM)."""
         reason = choice.get("finish_reason")
         finish: Finish = "length" if reason == "length" else "stop" if request.stop else "eos"
         if finish == "stop" and "stop_reason" in choice:
             finish = "stop" if isinstance(choice["stop_reason"], str) else "eos"
-        return Generation(text, usage["prompt_tokens"], usage["completion_tokens"], finish)
+        if request.doubt_below and text and not told:
+            raise QuarryError(
+                f"{self._where}: tells no log-probabilities of what it writes. Use another "
+                f"server, or a strategy that does not ask where a text is in doubt."
+            )
+        doubts = tuple(_doubts(text, told, threshold) for threshold in request.doubt_below)
+        counts = usage["prompt_tokens"], usage["completion_tokens"]
+        return Generation(text, *counts, finish, doubts)
 
     def _cut(self, request: Request, said: list[str]) -> Generation:
         text = "".join(said)
         tokens_in, tokens_out = self._count(request.prompt), self._count(text)
-        return Generation(text, tokens_in, tokens_out, "cancelled")
+        unknown = ((),) * len(request.doubt_below)
+        return Generation(text, tokens_in, tokens_out, "cancelled", unknown)
 
     def _listen(
         self, name: str, request: Request, stop: threading.Event,
@@ -259,6 +274,7 @@ class EndpointGenerator:
         text would be told twice, or be followed by another's.
         """
         pieces: list[str] = []
+        told: list[tuple[bytes, float]] = []
         choice: dict[str, Any] = {}
         usage = None
         try:
@@ -273,6 +289,7 @@ class EndpointGenerator:
                 usage = part.get("usage") or usage
                 for piece in part["choices"]:
                     choice = piece if piece.get("finish_reason") else choice
+                    told += _tokens(piece.get("logprobs"))
                     if piece["text"]:
                         pieces.append(piece["text"])
                         put(piece["text"])
@@ -282,7 +299,7 @@ class EndpointGenerator:
             raise QuarryError(f"{self._where}: broke off in the middle of a text: {e!r}.") from e
         if usage is None:
             raise QuarryError(f"{self._where}: the stream ended before its usage was told.")
-        return self._generation(request, "".join(pieces), choice, usage)
+        return self._generation(request, "".join(pieces), choice, usage, told)
 
     def _told_in_stream(self, error: Any, *, begun: bool) -> QuarryError:
         """The error of a server that answers 200 first and then finds the request bad."""
@@ -422,3 +439,29 @@ class _Absent(QuarryError):
 def _estimate(text: str) -> int:
     """About how many tokens, rather more than fewer: bytes / ``BYTES``, rounded up."""
     return -(-len(text.encode()) // BYTES)
+
+
+def _tokens(logprobs: dict[str, Any] | None) -> list[tuple[bytes, float]]:
+    """(token, log-probability) of a text: as OpenAI's two lists, or as llama.cpp's records."""
+    if not logprobs:
+        return []
+    if records := logprobs.get("content"):
+        return [(_bytes(r), r["logprob"]) for r in records]
+    tokens, logps = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
+    return [(token.encode(), logp) for token, logp in zip(tokens, logps, strict=True)]
+
+
+def _bytes(record: dict[str, Any]) -> bytes:
+    raw = record.get("bytes")
+    return record["token"].encode() if raw is None else bytes(raw)
+
+
+def _doubts(text: str, told: Iterable[tuple[bytes, float]], threshold: float) -> tuple[Span, ...]:
+    """The spans of ``text`` whose tokens are less probable than ``threshold``; from 1 on, all."""
+    spans: list[Span] = []
+    said = b""
+    for token, logp in told:
+        before, said = said, said + token
+        if threshold >= 1 or math.exp(logp) < threshold:
+            add_growth(spans, before.decode(errors="replace"), said.decode(errors="replace"))
+    return clip_spans(spans, 0, len(text))

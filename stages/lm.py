@@ -11,7 +11,8 @@ list in the place of the tree).
 
 A greedy text does not depend on what else is in the batch, and a sample on nothing but its
 request: float32 sums in another order differ by up to 2e-5, so only a tie that close could show.
-Log-probabilities do show it, see ``pick``.
+Log-probabilities do show it, see ``pick``. Whether a token's probability is below a threshold
+(``doubt_below``) does not: near it, the token is scored again, by its own sequence alone.
 """
 
 import json
@@ -28,13 +29,15 @@ from torch import Tensor
 from stages.errors import QuarryError
 from stages.models import read_training
 from stages.packed import Chunk, Fill, PackedModel, Rows
-from stages.types import Finish, Generation, Generator, Inbox, LogProb, Request, TokenEvent
+from stages.spans import add_growth, clip_spans
+from stages.types import Finish, Generation, Generator, Inbox, LogProb, Request, Span, TokenEvent
 
 ROWS = 32  # requests that run at once: 100 tokens a CPU second with 16, 131 with 32 (SmolLM2)
 PREFILL = 512  # prompt tokens in a step; what a newcomer can delay the others by
 WINDOW = 16_384  # columns of the cache over all rows
 SHARED = 32  # common tokens that are worth waiting for
 KEPT = 4_096  # tokens of prompts kept after they were read, for prompts that begin like them
+NEAR = 1e-4  # of a threshold: here a probability must not depend on the batch
 IDLE = 0.002  # seconds between two looks into an empty inbox
 
 
@@ -229,11 +232,30 @@ class LocalGenerator:
             for one, token, its_logits in zip(speaking, best, logits, strict=True):
                 if one.request.temperature > 0:
                     token = sample(its_logits, one.request, one.random)
-                yield one.hear(token, self._tokenizer, self._eos)
+                doubted = self._doubted(one, token, its_logits) if one.doubts else ()
+                yield one.hear(token, self._tokenizer, self._eos, doubted)
             for fill in full:
                 rows.add(fill)
                 running.append(filling.pop(fill))
             self._forget(rows, running, filling)
+
+    def _doubted(self, one: "_Running", token: int, logits: Tensor) -> list[bool]:
+        """Whether the token's probability is below each threshold; from 1 on, it is.
+
+        Between batch shapes it differs by less than ``NEAR``. Nearer to a threshold it is that
+        of the sequence read alone, in steps of one size: the same number in any company.
+        """
+        p = logits.softmax(-1)[token].item()
+        thresholds = one.request.doubt_below
+        if any(abs(p - threshold) < NEAR for threshold in thresholds if threshold < 1):
+            ids = one.fill.ids + one.out
+            alone = Fill(ids, len(ids) - 1)
+            self._model.start(alone)
+            for start in range(0, len(ids), PREFILL):
+                chunk = Chunk(alone, start, min(start + PREFILL, len(ids)))
+                logits = self._model.step(Rows(), [], [chunk])
+            p = logits[-1].softmax(-1)[token].item()
+        return [threshold >= 1 or p < threshold for threshold in thresholds]
 
     def _forget(
         self, rows: Rows, running: list["_Running"], filling: dict[Fill, "_Running"]
@@ -307,15 +329,21 @@ class _Running:
         if request.temperature > 0:
             self.random = torch.Generator().manual_seed(request.seed)
         self.out: list[int] = []
+        self.doubts: list[list[Span]] = [[] for _ in request.doubt_below]
         self.text = self.said = ""
         self.ended = False
 
-    def hear(self, token: int, tokenizer: Tokenizer, eos: frozenset[int]) -> TokenEvent:
-        """Take the next token."""
+    def hear(
+        self, token: int, tokenizer: Tokenizer, eos: frozenset[int], doubted: Iterable[bool]
+    ) -> TokenEvent:
+        """Take the next token, and which thresholds its probability is below."""
         self.out.append(token)
         if token in eos:
             return self.end("eos")
         text = tokenizer.decode(self.out, skip_special_tokens=True)
+        for spans, low in zip(self.doubts, doubted, strict=True):
+            if low:
+                add_growth(spans, self.text, text)
         if found := [at for at in map(text.find, self.request.stop) if at >= 0]:
             self.text = text[: min(found)]
             return self.end("stop")
@@ -329,7 +357,8 @@ class _Running:
     def end(self, finish: Finish) -> TokenEvent:
         """The last event, with the text that was held back."""
         self.ended = True
-        done = Generation(self.text, len(self.fill.ids), len(self.out), finish)
+        doubts = tuple(clip_spans(spans, 0, len(self.text)) for spans in self.doubts)
+        done = Generation(self.text, len(self.fill.ids), len(self.out), finish, doubts)
         return TokenEvent(self.name, self.text[len(self.said) :], done)
 
 

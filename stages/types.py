@@ -9,6 +9,8 @@ import numpy.typing as npt
 from stages.errors import Refused
 
 Role = Literal["query", "passage"]
+Query = str | tuple[str, ...]  # several texts: the mean of their vectors
+Span = tuple[int, int]  # characters of a text, from and to
 Finish = Literal["stop", "eos", "length", "cancelled"]
 
 
@@ -65,15 +67,21 @@ class Request(NamedTuple):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    doubt_below: tuple[float, ...] = ()  # probabilities; ``Generation.doubts`` has spans for each
 
 
 class Generation(NamedTuple):
-    """A generated text, without its stop string, and what it cost."""
+    """A generated text, without its stop string, and what it cost.
+
+    ``doubts[i]`` are the spans of ``text`` whose tokens had a probability (of the model, at
+    temperature 1) below ``Request.doubt_below[i]``: in order, no two of them touching.
+    """
 
     text: str
     tokens_in: int
     tokens_out: int
     finish: Finish
+    doubts: tuple[tuple[Span, ...], ...] = ()
 
 
 class TokenEvent(NamedTuple):
@@ -99,8 +107,12 @@ class Retriever(Protocol):
 
     fingerprint: str  # of the index and of the encoder that made it
 
-    def search(self, queries: Sequence[str], k: int) -> Sequence[Sequence[Hit]]:
-        """Up to k hits per query, best first; equal scores by docid descending."""
+    def search(self, queries: Sequence[Query], k: int) -> Sequence[Sequence[Hit]]:
+        """Up to k hits per query, best first; equal scores by docid descending.
+
+        Raises:
+            QuarryError: a query is several texts, and the index has no vectors.
+        """
         ...
 
 

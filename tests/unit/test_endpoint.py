@@ -407,3 +407,48 @@ def test_a_prompt_that_the_server_refuses_is_one_questions_error(server, generat
     assert errors["q3"].startswith("Refused: ") and "exceeds the context" in errors["q3"]
     right = "Paris" if form == "LLM" else "a"
     assert [a.outcome.answer for a in loop.answered if not a.error] == [right] * 5
+
+
+LISTS = {"tokens": ["Pa", "ris", "!"], "token_logprobs": [-0.1, -2.0, -0.2], "text_offset": [0]}
+RECORDS = {"content": [
+    {"token": "Pa", "bytes": [80, 97], "logprob": -0.1, "id": 1},
+    {"token": "ris", "bytes": None, "logprob": -2.0, "id": 2},
+    {"token": "!", "logprob": -0.2, "id": 3},
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize("logprobs", [LISTS, RECORDS], ids=["openai", "llama.cpp"])
+def test_doubts_come_from_either_form_of_log_probabilities(server, generator, logprobs) -> None:
+    server.answer = lambda path, body: good("Paris!", logprobs=logprobs)
+    request = Request("p", 4, doubt_below=(0.5, 0.85, 0.01, 1.0))
+    expected = (((2, 5),), ((2, 6),), (), ((0, 6),))  # exp(-0.1) is 0.905, exp(-0.2) is 0.819
+    assert generator.generate([request])[0].doubts == expected
+    assert server.asked[0][1]["logprobs"] == 1
+    generator.generate([Request("p", 4)])
+    assert "logprobs" not in server.asked[1][1]
+
+
+def test_doubts_of_a_streamed_text_span_its_pieces(server, generator) -> None:
+    """The mountain has three bytes, a token each; what stands behind a stop string is cut."""
+    tokens = [
+        {"token": "\ufffd", "bytes": [b], "logprob": -2.0 * (i == 1)}
+        for i, b in enumerate("山".encode())
+    ]  # fmt: skip
+    parts = [
+        {"choices": [{"text": "", "finish_reason": None, "logprobs": {"content": tokens[:2]}}]},
+        {"choices": [{"text": "山a", "finish_reason": None, "logprobs": {"content": [
+            tokens[2], {"token": "a", "logprob": -0.01}]}}]},
+        {"choices": [{"text": "", "finish_reason": "stop", "logprobs": {"content": [
+            {"token": "\n", "logprob": -3.0}]}}]},
+    ]  # fmt: skip
+    server.answer = lambda path, body: sse(*parts, USAGE, "[DONE]")
+    asked = Request("p", 9, ("\n",), doubt_below=(0.5,))
+    events = list(generator.stream(Script({0: [("a", asked)]})))
+    assert events[-1].done == Generation("山a", 3, 2, "stop", (((0, 1),),))
+
+
+def test_a_server_that_tells_no_probabilities_cannot_be_asked_for_doubts(server, generator) -> None:
+    with pytest.raises(QuarryError, match="tells no log-probabilities of what it writes"):
+        generator.generate([Request("p", 4, doubt_below=(0.5,))])
+    server.answer = lambda path, body: good("")
+    assert generator.generate([Request("p", 4, doubt_below=(0.5,))])[0].doubts == ((),)
