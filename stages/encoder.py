@@ -28,7 +28,7 @@ from stages.digest import digest
 from stages.errors import QuarryError
 from stages.models import read_training
 from stages.records import RecordStore
-from stages.types import Role
+from stages.types import Encoder, Query, Role
 
 VERSION = "2"  # of the shapes and formulas: another version, other last bits
 ROWS = 16  # of a batch, or fewer, as many as fit into TOKENS
@@ -204,6 +204,19 @@ def open_encoder(
     """
     kind = DenseEncoder if role == "dense" else SparseEncoder
     return kind(folder, max_tokens=max_tokens, threads=threads)
+
+
+def encode_queries(encoder: Encoder, queries: Sequence[Query]) -> npt.NDArray[np.float32]:
+    """(q, d) query vectors; of a query of several texts their mean, which is no longer than 1.
+
+    Gao et al., Precise Zero-Shot Dense Retrieval without Relevance Labels (HyDE), ACL 2023.
+    """
+    texts = [(query,) if isinstance(query, str) else query for query in queries]
+    vectors = encoder.encode([text for of_query in texts for text in of_query], "query")
+    ends = np.cumsum([len(of_query) for of_query in texts])[:-1]
+    parts = np.split(vectors, ends) if texts else []
+    means = [part[0] if len(part) == 1 else part.mean(0, dtype=np.float64) for part in parts]
+    return np.array(means, dtype=np.float32).reshape(len(texts), encoder.dim)
 
 
 def embed(

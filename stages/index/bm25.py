@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from stages.index import Inputs
 from stages.index.layout import Contents, Index, Slot, rows
-from stages.index.postings import as_arrays, from_index, search_postings
+from stages.index.postings import as_arrays, from_index, one_text_each, search_postings
 from stages.index.ranking import as_hits
 from stages.params import Entry
-from stages.types import Hits
+from stages.types import Hits, Query
 
 LONG = 100_000  # passages; fewer are indexed within ten seconds, and bm25s's bars cannot wait
 WORD = re.compile(r"(?u)\b\w\w+\b")  # bm25s's, and scikit-learn's: two characters or more
@@ -120,9 +120,10 @@ class Bm25:
         self._stem = word_stemmer(index.settings["stemmer"])
         self._docids = np.array(index.docids, dtype=object)
 
-    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
-        return as_hits(search_postings(self.weigh(queries), self.postings, k), self._docids)
+        weights = self.weigh(one_text_each(queries, "bm25"))
+        return as_hits(search_postings(weights, self.postings, k), self._docids)
 
     def weigh(self, queries: Sequence[str]) -> sp.csr_matrix:
         """(q, words): how often each known word stands in each query, in the query's order."""

@@ -10,13 +10,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from stages.encoder import encode_queries
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
 from stages.index.layout import Contents, Index, Slot
 from stages.index.ranking import as_hits
 from stages.index.vectors import Floats, search_vectors
 from stages.params import Entry
-from stages.types import Hits
+from stages.types import Hits, Query
 
 
 class Params(Entry):
@@ -47,11 +48,11 @@ class Flat:
         self._vectors = index.arrays["vectors"]
         self._docids = np.array(index.docids, dtype=object)
 
-    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
         faiss.omp_set_num_threads(self._encoder.model.threads)
         ranked = search_vectors(
-            self._encoder.encode(queries, "query"), self._vectors, k, self._propose
+            encode_queries(self._encoder, queries), self._vectors, k, self._propose
         )
         return as_hits(ranked, self._docids)
 

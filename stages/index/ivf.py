@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from stages.encoder import encode_queries
 from stages.errors import QuarryError
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
@@ -23,7 +24,7 @@ from stages.index.layout import Contents, Index, Slot, read_index
 from stages.index.ranking import as_hits, top_k
 from stages.index.vectors import Floats, search_vectors
 from stages.params import Entry
-from stages.types import Hits
+from stages.types import Hits, Query
 
 
 class Params(Entry):
@@ -115,11 +116,11 @@ class Ivf:
         self._ivf = inverted_file(self._vectors, self._centroids, index.arrays["lists"])
         self._ivf.nprobe = self._nprobe
 
-    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
         faiss.omp_set_num_threads(self._encoder.model.threads)
         ranked = search_vectors(
-            self._encoder.encode(queries, "query"), self._vectors, k, self._propose
+            encode_queries(self._encoder, queries), self._vectors, k, self._propose
         )
         return as_hits(ranked, self._docids)
 

@@ -5,11 +5,15 @@ is a row of weights. The product adds each row's impacts in the order of the que
 score depends on the query and the passage alone, and rows that share no word never appear.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse as sp
 
+from stages.errors import QuarryError
 from stages.index.layout import Index
 from stages.index.ranking import Ranked, top_k
+from stages.types import Query
 
 CELLS = 2**24  # scores held at once: 128 MB
 
@@ -32,6 +36,22 @@ def from_index(index: Index) -> sp.csr_matrix:
     """The matrix, on the memory-mapped arrays."""
     impacts, rows, starts = (np.asarray(index.arrays[n]) for n in NAMES)
     return sp.csr_matrix((impacts, rows, starts), shape=(len(starts) - 1, len(index.docids)))
+
+
+def one_text_each(queries: Sequence[Query], kind: str) -> list[str]:
+    """The queries, each of which must be one text.
+
+    Raises:
+        QuarryError: one is several texts, which stand for the mean of their vectors.
+    """
+    texts = [query for query in queries if isinstance(query, str)]
+    if len(texts) < len(queries):
+        raise QuarryError(
+            f"an index of kind {kind} searches by words, and has no vectors for a query of "
+            f"several texts to be the mean of. Name a dense index (flat, ivf), or say "
+            f"combine: text in the entry that searches it."
+        )
+    return texts
 
 
 def search_postings(queries: sp.csr_matrix, postings: sp.csr_matrix, k: int) -> list[Ranked]:

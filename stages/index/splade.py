@@ -17,10 +17,10 @@ from pydantic import Field
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
 from stages.index.layout import Contents, Index, Slot
-from stages.index.postings import as_arrays, from_index, search_postings
+from stages.index.postings import as_arrays, from_index, one_text_each, search_postings
 from stages.index.ranking import as_hits
 from stages.params import Entry
-from stages.types import Hits
+from stages.types import Hits, Query
 
 
 class Params(Entry):
@@ -53,9 +53,9 @@ class Splade:
         self._postings = from_index(index)
         self._docids = np.array(index.docids, dtype=object)
 
-    def search(self, queries: Sequence[str], k: int) -> list[Hits]:
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending."""
-        weights = self._encoder.encode(queries, "query")
+        weights = self._encoder.encode(one_text_each(queries, "splade"), "query")
         return as_hits(search_postings(weights, self._postings, k), self._docids)
 
 
