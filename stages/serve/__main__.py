@@ -1,5 +1,6 @@
 """Run one strategy over the questions of a corpus; an entry of 'serve' in params.yaml says how."""
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -64,4 +65,6 @@ def run_folder(task: Task) -> Path:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["http"]:  # reserved: no entry has this name (stages/serve/http)
+        sys.exit(shell.method("stages.serve", "http.command").main(sys.argv[2:]))
     shell.run("serve", serve.__doc__, make, out=run_folder)

@@ -1,0 +1,277 @@
+"""What a request can name, and what lies behind the names: opened once, reopened when replaced.
+
+Names are entries of ``serve`` in params.yaml and the indexes that these name. Entries that name
+the same corpus, index or model share it. A question keeps what it began with: when an index's
+folder is replaced, the new one is opened beside the old one and takes its place in one
+assignment; the old one is closed when its last question has ended.
+
+The corpus is read again together with its index and never alone: DVC makes the corpus first, and
+passages must be those that the index was built from.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages import params, shell
+from stages.errors import QuarryError
+from stages.serve import STRATEGIES
+from stages.serve.asked import Library, Served
+from stages.serve.http.corpus import Corpus
+from stages.serve.http.generation import Desk
+from stages.serve.http.searching import Searcher
+from stages.shell import NONE, Task
+from stages.types import Retriever
+
+log = logging.getLogger(__name__)
+
+AHEAD = "clustered"  # the kind of index that a PrefetchEngine can serve
+Identity = tuple[tuple[str, int, int, int], ...]  # of a folder: name, inode, time, size
+
+
+class Place(NamedTuple):
+    """An index with its corpus and its encoder, by name; the index may be ``none``."""
+
+    corpus: str
+    index: str
+    encoder: str
+
+
+class Entry(NamedTuple):
+    """An entry of ``serve`` as params.yaml has it."""
+
+    name: str
+    method: Any  # the strategy's module
+    values: Served
+
+    @property
+    def place(self) -> Place:
+        return Place(self.values.corpus, self.values.index, self.values.encoder)
+
+    @property
+    def answers(self) -> bool:
+        """Whether it writes text; else it ranks documents."""
+        return self.values.model != NONE
+
+
+def read_entries(names: list[str] | None = None) -> dict[str, Entry]:
+    """The entries of ``serve``, all or these, by name.
+
+    Raises:
+        QuarryError: one has bad values or is not there.
+    """
+    found = {}
+    for name in names or list(params.entries("serve")):
+        module = params.choose("serve", name, "strategy", STRATEGIES)
+        method = shell.method("stages.serve", module)
+        found[name] = Entry(name, method, params.load(method.Params, "serve", name))
+    return found
+
+
+@dataclass
+class Shelf:
+    """A corpus and its index, opened. ``users`` are the requests that began with it."""
+
+    place: Place
+    identity: Identity
+    corpus: Corpus
+    retriever: Retriever | None
+    ahead: bool  # it can fetch ahead
+    users: int = 0
+    retired: bool = False
+    libraries: dict[str, Library] = field(default_factory=dict)  # by model
+
+
+class Opened(NamedTuple):
+    """What one request works with, from its first step to its last."""
+
+    entry: Entry
+    shelf: Shelf
+    searcher: Searcher
+    desk: Desk | None
+    library: Library
+
+    def strategy(self, values: Served) -> Any:
+        """The strategy, to be called with a question."""
+        return partial(self.entry.method.strategy, params=values, library=self.library)
+
+
+class Unavailable(QuarryError):
+    """It is in the catalogue, and not open (yet); the text says why."""
+
+
+class Catalogue:
+    """The entries, and all that they need."""
+
+    def __init__(self, entries: dict[str, Entry], *, open_ahead: Any = None) -> None:
+        self.entries = entries
+        self.why: dict[str, str] = dict.fromkeys(entries, "it is being opened")  # not open
+        self.reopened = {"new": 0, "failed": 0}
+        self.sizes: Any = lambda size: None  # told the size of every search batch
+        self._open_ahead = open_ahead  # (index folder, encoder folder) -> a retriever with prefetch
+        self._shelves: dict[Place, Shelf] = {}
+        self._searchers: dict[Place, Searcher] = {}
+        self._desks: dict[str, Desk] = {}
+        self._seen: dict[Place, Identity] = {}  # at the last look
+        self.opening = True
+        self._lock = threading.Lock()
+
+    @property
+    def indexes(self) -> dict[str, Entry]:
+        """By name of the index, the first entry that searches it."""
+        named: dict[str, Entry] = {}
+        for entry in self.entries.values():
+            if entry.values.index != NONE:
+                named.setdefault(entry.values.index, entry)
+        return named
+
+    @property
+    def desks(self) -> dict[str, Desk]:
+        """The opened generators, by name of the model."""
+        return dict(self._desks)
+
+    def shelf(self, entry: Entry) -> Shelf | None:
+        """What the entry works with now, if it is open."""
+        return self._shelves.get(entry.place)
+
+    def open(self) -> None:
+        """Open every entry; what cannot be opened stays in ``why``."""
+        for name, entry in self.entries.items():
+            try:
+                self._open(entry)
+                del self.why[name]
+            except QuarryError as e:
+                self.why[name] = str(e)
+                log.warning("serve.%s cannot be served: %s", name, e)
+        self.opening = False
+        log.info("%d of %d entries are open", len(self.entries) - len(self.why), len(self.entries))
+
+    def _open(self, entry: Entry) -> None:
+        place, model = entry.place, entry.values.model
+        task = Task("serve", entry.name, False)
+        if place not in self._shelves:
+            self._shelves[place] = self._shelf(task, place)
+            self._searchers[place] = Searcher(lambda size: self.sizes(size))
+        if model != NONE and model not in self._desks:
+            from stages.lm import open_generator
+
+            folder = task.slot("finetune", model)
+            threads = getattr(entry.values, "threads", 1)
+            self._desks[model] = Desk(open_generator(folder, threads=threads))
+        shelf = self._shelves[place]
+        self._library(shelf, model)
+
+    def _library(self, shelf: Shelf, model: str) -> Library:
+        if model not in shelf.libraries:
+            desk = self._desks.get(model)
+            counted = desk.generator.count_tokens if desk else None
+            shelf.libraries[model] = shelf.corpus.library(counted)
+        return shelf.libraries[model]
+
+    def _shelf(self, task: Task, place: Place) -> Shelf:
+        from stages.index import open_index
+
+        watched = _watched(place)
+        identity = identify(watched)
+        corpus = Corpus(task.slot("ingest", place.corpus))
+        index, encoder = task.slot("index", place.index), task.slot("finetune", place.encoder)
+        ahead = bool(index and self._open_ahead and _kind(place.index) == AHEAD)
+        if ahead:
+            retriever = self._open_ahead(index, encoder)
+        else:
+            retriever = open_index(index, encoder) if index else None
+        if retriever:  # the first search loads its model: no request's time
+            for hits in retriever.search(["warm"], 1):
+                corpus.describe(hits)  # an index over another corpus shows here
+        return Shelf(place, identity, corpus, retriever, ahead)
+
+    @contextlib.contextmanager
+    def borrow(self, entry: Entry) -> Iterator[Opened]:
+        """What the entry works with now, valid for as long as the block lasts.
+
+        Raises:
+            Unavailable: it is not open.
+        """
+        with self._lock:
+            if entry.name in self.why:
+                raise Unavailable(f"entry '{entry.name}' is not open: {self.why[entry.name]}")
+            shelf = self._shelves[entry.place]
+            shelf.users += 1
+        try:
+            model = entry.values.model
+            yield Opened(
+                entry, shelf, self._searchers[entry.place], self._desks.get(model),
+                self._library(shelf, model),
+            )  # fmt: skip
+        finally:
+            with self._lock:
+                shelf.users -= 1
+            self._close_if_unused(shelf)
+
+    def look(self) -> None:
+        """Open anew what was replaced: a folder that differs, and is as it was at the last look.
+
+        A folder that is being filled file by file changes from look to look; one that cannot be
+        opened is tried again, and the old one goes on serving.
+        """
+        for place, shelf in list(self._shelves.items()):
+            now = identify(_watched(place))
+            settled, self._seen[place] = self._seen.get(place) == now, now
+            if not now or now == shelf.identity or not settled:
+                continue
+            task = Task(
+                "serve", next(n for n, e in self.entries.items() if e.place == place), False
+            )
+            try:
+                fresh = self._shelf(task, place)
+                for model in shelf.libraries:
+                    self._library(fresh, model)
+            except (QuarryError, OSError, KeyError, ValueError) as e:
+                self.reopened["failed"] += 1
+                log.warning("%s was replaced and cannot be opened: %s", _watched(place), e)
+                continue
+            with self._lock:
+                self._shelves[place] = fresh
+                shelf.retired = True
+            self.reopened["new"] += 1
+            log.info("%s was replaced: opened anew", _watched(place))
+            self._close_if_unused(shelf)
+
+    def _close_if_unused(self, shelf: Shelf) -> None:
+        with self._lock:
+            unused = shelf.retired and not shelf.users
+        if unused and shelf.ahead:
+            shelf.retriever.close()
+
+    def close(self) -> None:
+        """Finish what runs and end all threads."""
+        for worker in (*self._desks.values(), *self._searchers.values()):
+            worker.close()
+        for shelf in self._shelves.values():
+            shelf.retired = True
+            self._close_if_unused(shelf)
+
+
+def identify(folder: Path) -> Identity:
+    """What tells a folder from one that took its place; empty if it is not there."""
+    try:
+        stats = [(f.relative_to(folder).as_posix(), f.stat()) for f in sorted(folder.rglob("*"))]
+    except OSError:
+        return ()
+    return tuple((name, s.st_ino, s.st_mtime_ns, s.st_size) for name, s in stats)
+
+
+def _watched(place: Place) -> Path:
+    """The folder whose replacement counts."""
+    if place.index == NONE:
+        return Path("data/ingest") / place.corpus
+    return Path("data/index") / place.index
+
+
+def _kind(index: str) -> str:
+    return str(params.entry_values("index", index).get("kind"))

@@ -1,0 +1,123 @@
+"""``python -m stages.serve http``: serve the catalogue until SIGTERM or Ctrl-C."""
+
+import argparse
+import ipaddress
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from stages.errors import QuarryError
+from stages.serve.http import __doc__ as ABOUT
+from stages.serve.http.limits import Limits
+
+DRAIN = 5.0  # seconds beyond the longest answer that a shutdown waits
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 2, with a message, if it cannot start."""
+    args = parse(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        serve(args)
+    except QuarryError as e:
+        print(f"quarry: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options."""
+    limits = Limits()
+    p = argparse.ArgumentParser(
+        prog="python -m stages.serve http", description=ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--port", type=int, default=8000, help="0: any free one, which is printed")
+    p.add_argument("--host", default="127.0.0.1", help="another than loopback needs a key")
+    p.add_argument(
+        "--entry", action="append", metavar="NAME",
+        help="an entry of 'serve' in params.yaml; may be repeated; none: all of them",
+    )  # fmt: skip
+    p.add_argument(
+        "--api-key-env",
+        metavar="VARIABLE",
+        help="the environment variable that holds the key which requests must give",
+    )
+    p.add_argument("--answers", type=int, default=limits.answers, help="in flight at once")
+    p.add_argument("--searches", type=int, default=limits.searches, help="in flight at once")
+    p.add_argument("--answer-seconds", type=float, default=limits.answer_seconds)
+    p.add_argument("--search-seconds", type=float, default=limits.search_seconds)
+    return p.parse_args(argv)
+
+
+def read_key(host: str, variable: str | None) -> str | None:
+    """The key, None if there is to be none.
+
+    Raises:
+        QuarryError: the host is not loopback and no key is given, or the variable is empty.
+    """
+    if variable:
+        if key := os.environ.get(variable, "").strip():
+            return key
+        raise QuarryError(f"--api-key-env {variable}: that environment variable is not set.")
+    if not _is_loopback(host):
+        raise QuarryError(
+            f"--host {host} is not loopback: others could ask. Put a key into an environment "
+            f"variable and name it: --api-key-env QUARRY_API_KEY"
+        )
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket.
+
+    Raises:
+        QuarryError: the port is taken, or there is no such address here.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    s = socket.socket(family)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        s.bind((host, port))
+    except OSError as e:
+        s.close()
+        raise QuarryError(f"cannot listen on {host}, port {port}: {e}. Choose: --port N") from None
+    return s
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serve until told to stop; then finish what is in flight."""
+    key = read_key(args.host, args.api_key_env)
+    from stages.serve.http.catalogue import Catalogue, read_entries
+
+    entries = read_entries(args.entry)
+    import uvicorn
+
+    from stages.serve.http.app import make_app
+    from stages.serve.http.lookahead import open_ahead
+
+    limits = Limits(
+        answers=args.answers, searches=args.searches, answer_seconds=args.answer_seconds,
+        search_seconds=args.search_seconds,
+    )  # fmt: skip
+    sock = listen(args.host, args.port)
+    app = make_app(Catalogue(entries, open_ahead=open_ahead), limits, key)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, lifespan="on",
+        timeout_graceful_shutdown=int(limits.answer_seconds + DRAIN), timeout_keep_alive=65,
+    )  # fmt: skip
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"quarry: http://{host}:{sock.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+    uvicorn.Server(config).run(sockets=[sock])

@@ -1,0 +1,163 @@
+"""The model's thread: one stream that never ends, fed by all requests, between token steps.
+
+``stages.lm`` admits and cancels at token steps; what is asked and what it looks at between two
+steps is here. A local model computes in one thread, and all its calls share that thread's
+stream. A remote one is a server that batches by itself: there each call has a stream of its own,
+so that a connection that breaks ends one text and no other.
+"""
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from stages.effects import Choice, pick
+from stages.errors import QuarryError
+from stages.lm import LocalGenerator
+from stages.types import Generation, Generator, Request, TokenEvent
+
+log = logging.getLogger(__name__)
+
+REMOTE = 16  # streams to a server side by side
+CHOICES = 8  # in one look: what they can hold up the running texts by
+
+Said = str | Generation | int | Exception  # new text; then the end: of a text, a choice, badly
+
+
+class Call:
+    """Something asked of the generator; ``hear`` is called in the generator's thread."""
+
+    def __init__(self, name: str, asked: Request | Choice, hear: Callable[[Said], None]) -> None:
+        self.name, self.asked, self.hear = name, asked, hear
+        self.given_up = False
+
+
+class Desk:
+    """All calls to one generator."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.steps = 0  # looks between token steps, of all lanes
+        self.changed = threading.Condition()
+        self.waiting: deque[Call] = deque()
+        self.choices: deque[Call] = deque()
+        self.closing = False
+        self._names = itertools.count()
+        alone = isinstance(generator, LocalGenerator)
+        self.lanes = [_Lane(self, rows=None if alone else 1) for _ in range(1 if alone else REMOTE)]
+        for lane in self.lanes:
+            lane.thread.start()
+
+    @property
+    def running(self) -> int:
+        """Calls that hold a row of the generator."""
+        return sum(len(lane.running) for lane in self.lanes)
+
+    def submit(self, asked: Request | Choice, hear: Callable[[Said], None]) -> Call:
+        """Queue a call.
+
+        Raises:
+            QuarryError: it could not be run by any generator, or the desk is closed.
+        """
+        if isinstance(asked, Request) and not _is_sound(asked):
+            raise QuarryError(f"not a request: {asked._replace(prompt='...')}")
+        call = Call(str(next(self._names)), asked, hear)
+        with self.changed:
+            if self.closing:
+                raise QuarryError("the service is shutting down.")
+            (self.choices if isinstance(asked, Choice) else self.waiting).append(call)
+            self.changed.notify_all()
+        return call
+
+    def give_up(self, call: Call) -> None:
+        """Its row is free after the next look; a call that has ended is left alone."""
+        with self.changed:
+            call.given_up = True
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Finish what was asked, then end the threads."""
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        for lane in self.lanes:
+            lane.thread.join()
+
+
+class _Lane:
+    """A thread with a stream, which is its own ``stages.types.Inbox``."""
+
+    def __init__(self, desk: Desk, rows: int | None) -> None:
+        self.desk, self.rows = desk, rows
+        self.running: dict[str, Call] = {}
+        self.thread = threading.Thread(target=self._run, name="generator", daemon=True)
+
+    def _run(self) -> None:
+        while not self.closed():
+            try:
+                for event in self.desk.generator.stream(self):
+                    self._tell(event)
+            except Exception as error:  # what ran in this stream ends with it; a new one begins
+                log.exception("the generator failed with %d texts on their way", len(self.running))
+                for call in self.running.values():
+                    call.hear(error)
+                self.running.clear()
+
+    def _tell(self, event: TokenEvent) -> None:
+        call = self.running[event.request_id]
+        if event.text:
+            call.hear(event.text)
+        if event.done is not None:
+            del self.running[event.request_id]
+            call.hear(event.done)
+
+    # -- stages.types.Inbox ---------------------------------------------------------------
+
+    def closed(self) -> bool:
+        """Whether nothing is waiting and nothing will come."""
+        desk = self.desk
+        with desk.changed:
+            return desk.closing and not desk.waiting and not desk.choices
+
+    def cancelled(self) -> Iterable[str]:
+        """Names of given-up calls; choices are made here, between two token steps."""
+        self.desk.steps += 1
+        self._choose()
+        return [name for name, call in self.running.items() if call.given_up]
+
+    def admit(self, room: int) -> Iterable[tuple[str, Request]]:
+        """New calls; with nothing to do at all, sleeps until there is something."""
+        desk, new = self.desk, []
+        with desk.changed:
+            while not (self.running or desk.waiting or desk.choices or desk.closing):
+                desk.changed.wait()
+            if self.rows is not None:
+                room = min(room, self.rows - len(self.running))
+            while desk.waiting and len(new) < room:
+                call = desk.waiting.popleft()
+                if call.given_up:
+                    continue
+                self.running[call.name] = call
+                new.append((call.name, call.asked))
+        return new
+
+    def _choose(self) -> None:
+        desk = self.desk
+        with desk.changed:
+            if self.rows is not None and len(self.running) >= self.rows:
+                return
+            n = min(len(desk.choices), CHOICES if self.rows is None else 1)
+            calls = [desk.choices.popleft() for _ in range(n)]
+        for call in [c for c in calls if not c.given_up]:
+            asked: Any = call.asked
+            try:
+                logps = desk.generator.choose([asked.prompt], [list(asked.options)])
+                call.hear(pick(logps[0]))
+            except Exception as error:
+                call.hear(error)
+
+
+def _is_sound(r: Request) -> bool:
+    return "" not in r.stop and r.temperature >= 0 and 0 < r.top_p <= 1 and r.max_tokens >= 0

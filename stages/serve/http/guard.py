@@ -1,0 +1,133 @@
+"""What stands before every route: the host, the key, the size of the body; and the counting."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stages.serve.http.limits import Limits
+from stages.serve.http.metrics import Metrics
+from stages.serve.http.problems import Problem
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+OPEN = {"/", "/healthz", "/readyz", "/page/app.js", "/page/style.css"}  # need no key
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Gate:
+    """At most ``most`` at once; the next one is told to come back."""
+
+    def __init__(self, most: int, what: str, limits: Limits, metrics: Metrics) -> None:
+        self._most, self._what, self._limits = most, what, limits
+        self._gauge = metrics.active.labels(what)
+        self.inside = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """A place for the length of the block.
+
+        Raises:
+            Problem: 429, all are taken.
+        """
+        if self.inside >= self._most:
+            raise Problem(
+                429, "busy", f"{self._most} {self._what} are in flight, the most at once.",
+                retry_after=self._limits.retry_seconds,
+            )  # fmt: skip
+        self.inside += 1
+        self._gauge.set(self.inside)
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            self._gauge.set(self.inside)
+
+
+class Guard:
+    """ASGI: refuse who may not ask and what is too large, count what was answered."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, key: str | None, metrics: Metrics) -> None:
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._key = key.encode() if key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *HEADERS]
+            await send(message)
+
+        try:
+            try:
+                self._admit(scope)
+                receive = await self._whole_body(scope, receive)
+            except Problem as problem:
+                await problem.response()(scope, receive, send_on)
+                return
+            await self._app(scope, receive, send_on)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+    def _admit(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if self._key is None:
+            # No page of another site may ask through a name that it points at this machine.
+            host = headers.get("host", "")
+            name = host[1:].split("]")[0] if host.startswith("[") else host.rsplit(":", 1)[0]
+            if name not in LOOPBACK:
+                raise Problem(403, "host", "without a key this service answers on loopback only.")
+        elif scope["path"] not in OPEN:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            given = given if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            if not hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
+                raise Problem(401, "key", "give the key as 'Authorization: Bearer KEY'.")
+
+    async def _whole_body(self, scope: Scope, receive: Receive) -> Receive:
+        """``receive`` that first gives the whole body, read here within the limits."""
+        too_large = Problem(
+            413, "too-large", f"a body may have {self._limits.body_bytes} bytes at the most."
+        )
+        said = Headers(scope=scope).get("content-length", "0")
+        if not said.isdecimal() or len(said) > 12 or int(said) > self._limits.body_bytes:
+            raise too_large
+        parts, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Problem(400, "gone", "the body ended early.")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._limits.body_bytes:
+                        raise too_large
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Problem(408, "slow-body", "the body did not arrive in time.") from None
+        whole: list[Message] = [{"type": "http.request", "body": b"".join(parts)}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return replay

@@ -1,0 +1,186 @@
+"""Searching and answering, without HTTP: what the routes call."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from stages.asking import NO_LIMIT, Answered, Asking
+from stages.effects import Question, Search
+from stages.errors import QuarryError
+from stages.serve.asked import Served
+from stages.serve.http.bodies import AnswerBody, SearchBody
+from stages.serve.http.catalogue import Catalogue, Entry, Opened, Unavailable
+from stages.serve.http.driving import Driver, Emit
+from stages.serve.http.limits import Limits
+from stages.serve.http.metrics import Metrics
+from stages.serve.http.problems import Problem
+from stages.tools import Tools
+
+TOP = 10  # documents that the end of an answer names
+
+
+class Service:
+    """The catalogue with what a request may do with it."""
+
+    def __init__(self, catalogue: Catalogue, limits: Limits, metrics: Metrics) -> None:
+        self.catalogue, self._limits, self._metrics = catalogue, limits, metrics
+        self._numbers = itertools.count(1)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The entries, for the page: what each is made of and whether it is open."""
+        rows = []
+        for name, entry in self.catalogue.entries.items():
+            shelf = self.catalogue.shelf(entry)
+            rows.append({
+                "entry": name, "strategy": entry.values.model_dump().get("strategy"),
+                "corpus": entry.values.corpus, "index": entry.values.index,
+                "model": entry.values.model, "answers": entry.answers,
+                "lookahead": bool(shelf and shelf.ahead),
+                "open": name not in self.catalogue.why, "why": self.catalogue.why.get(name, ""),
+            })  # fmt: skip
+        return rows
+
+    # -- search ---------------------------------------------------------------------------
+
+    async def search(self, body: SearchBody) -> dict[str, Any]:
+        """The k best passages of an index.
+
+        Raises:
+            Problem: 404 no such index, 503 it is not open, 504 it took too long, 500 it failed.
+        """
+        start = time.perf_counter()
+        with _as_problems(), self.catalogue.borrow(self._index(body.index)) as opened:
+            tools = Tools(retriever=opened.shelf.retriever)
+            async with asyncio.timeout(self._limits.search_seconds):
+                future = opened.searcher.submit(Search(body.query, body.k), tools)
+                found = await asyncio.wrap_future(future)
+            searched = time.perf_counter()
+            hits = opened.shelf.corpus.describe(found)
+        ended = time.perf_counter()
+        timings = {"search_ms": _ms(start, searched), "total_ms": _ms(start, ended)}
+        return {"hits": hits, "timings": timings}
+
+    def _index(self, name: str | None) -> Entry:
+        named = self.catalogue.indexes
+        if not named:
+            raise Problem(404, "unknown-index", "the catalogue has no index.")
+        if name is None:
+            return next(iter(named.values()))
+        if name not in named:
+            raise Problem(
+                404, "unknown-index", f"no such index in the catalogue; it has: {', '.join(named)}."
+            )
+        return named[name]
+
+    # -- answer ---------------------------------------------------------------------------
+
+    def entry(self, body: AnswerBody) -> Entry:
+        """The entry that is to answer.
+
+        Raises:
+            Problem: 404 there is no such entry, 422 it cannot do what is asked.
+        """
+        can = [e for e in self.catalogue.entries.values() if e.answers]
+        if body.entry is None and not can:
+            raise Problem(404, "unknown-entry", "no entry of the catalogue answers.")
+        if body.entry is None:
+            entry = next((e for e in can if e.name not in self.catalogue.why), can[0])
+        elif body.entry not in self.catalogue.entries:
+            names = ", ".join(e.name for e in can)
+            raise Problem(
+                404, "unknown-entry", f"no such entry in the catalogue; these answer: {names}."
+            )
+        else:
+            entry = self.catalogue.entries[body.entry]
+        if not entry.answers:
+            raise Problem(
+                422, "no-answers", f"entry '{entry.name}' ranks documents and writes no answer; "
+                f"ask /search for its index.",
+            )  # fmt: skip
+        if body.max_tokens is not None and "max_tokens" not in type(entry.values).model_fields:
+            raise Problem(422, "max-tokens", f"entry '{entry.name}' takes no max_tokens.")
+        return entry
+
+    async def answer(self, entry: Entry, body: AnswerBody, emit: Emit) -> None:
+        """Run the question to its end; everything worth telling goes to ``emit``.
+
+        Raises:
+            Problem: 503 the entry is not open, 504 it took too long; before or after events.
+        """
+        qid = f"http-{next(self._numbers)}"
+        with _as_problems(), self.catalogue.borrow(entry) as opened:
+            values = entry.values
+            if body.max_tokens is not None:
+                values = values.model_copy(update={"max_tokens": body.max_tokens})
+            emit("start", {"id": qid, "entry": entry.name, "lookahead": self._looks(body, opened)})
+            async with asyncio.timeout(self._limits.answer_seconds):
+                await self._run(qid, body, values, opened, emit)
+
+    async def _run(
+        self, qid: str, body: AnswerBody, values: Served, opened: Opened, emit: Emit
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        shelf, looks = opened.shelf, self._looks(body, opened)
+        clock: list[Driver] = []
+
+        def prefetch(query: str) -> None:  # called in a worker thread
+            hint = {"query": query, "at_ms": clock[0].now()}
+            loop.call_soon_threadsafe(emit, "hint", hint)
+            shelf.retriever.prefetch(query)
+
+        tools = Tools(
+            opened.desk.generator if opened.desk else None, shelf.retriever,
+            prefetch=prefetch if looks else None,
+        )  # fmt: skip
+        budget = getattr(values, "budget", NO_LIMIT)
+        driver = Driver(opened, tools, Asking(tools, getattr(values, "seed", 0), budget), emit)
+        clock.append(driver)
+        question = Question(qid, body.question, tuple(body.options))
+        answered = await driver.run(question, opened.strategy(values))
+        self._count(answered, driver)
+        emit("timings", {"total_ms": driver.now(), **driver.spent})
+        if answered.error:
+            status = 422 if driver.refused else 500
+            raise Problem(status, "question-failed", answered.error)
+        outcome, c = answered.outcome, answered.counts
+        emit("done", {
+            "answer": outcome.answer, "stop_reason": outcome.stop_reason,
+            "memory": outcome.memory, "docids": list(outcome.docids),
+            "documents": [h._asdict() for h in outcome.hits[:TOP]],
+            "counts": {"rounds": c.rounds, "docs": c.docs, "llm_calls": c.llm_calls,
+                       "searches": c.searches, "tokens_in": c.tokens_in,
+                       "tokens_out": c.tokens_out},
+        })  # fmt: skip
+
+    def _looks(self, body: AnswerBody, opened: Opened) -> bool:
+        return opened.shelf.ahead and body.lookahead
+
+    def _count(self, answered: Answered, driver: Driver) -> None:
+        self._metrics.tokens.labels("in").inc(answered.counts.tokens_in)
+        self._metrics.tokens.labels("out").inc(answered.counts.tokens_out)
+        if (first := driver.spent["first_token_ms"]) is not None:
+            self._metrics.first_token.observe(first / 1000)
+
+
+class _as_problems:
+    """Errors of the block as problems."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        match error:
+            case Unavailable():
+                raise Problem(503, "unavailable", str(error), retry_after=5) from error
+            case TimeoutError():
+                raise Problem(504, "timeout", "it took longer than is allowed.") from error
+            case QuarryError() | OSError():
+                raise Problem(500, "failed", str(error)) from error
+
+
+def _ms(start: float, end: float) -> float:
+    return round(1000 * (end - start), 3)
+
+
+Job = Callable[[Emit], Any]
