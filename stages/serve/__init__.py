@@ -7,8 +7,19 @@ Every strategy is straight-line code for one question; the loop engine (``stages
 kernel) batches the questions, caches, keeps budgets, and resumes a killed run.
 
 Reading order: asked.py (what every entry says, which questions it takes, what a strategy may
-look up), strategies/search.py (retrieve only), strategies/rag.py (retrieve and answer),
-written.py (tables and counts from what the engine gives), __main__.py (the shell).
+look up), strategies/search.py (retrieve only), reading.py (what strategies with a reader share),
+strategies/rag.py (retrieve and answer), the loops beside it, written.py (tables and counts from
+what the engine gives), __main__.py (the shell).
 """
 
-STRATEGIES = {"search": "strategies.search", "rag": "strategies.rag"}
+STRATEGIES = {
+    "search": "strategies.search",
+    "rag": "strategies.rag",
+    "hyde": "strategies.hyde",
+    "subquestions": "strategies.subquestions",
+    "iterative": "strategies.iterative",
+    "iter_retgen": "strategies.iter_retgen",
+    "flare": "strategies.flare",
+    "self_rag": "strategies.self_rag",
+    "ircot": "strategies.ircot",
+}
