@@ -17,7 +17,7 @@ from stages.errors import Refused
 from stages.serve.http.catalogue import Opened
 from stages.serve.http.generation import Desk, Said
 from stages.tools import Tools
-from stages.types import Generation
+from stages.types import Generation, Query
 
 Emit = Callable[[str, dict[str, Any]], None]  # (name of the event, its members)
 SHOWN = 4_000  # characters of a prompt that an event repeats
@@ -118,7 +118,8 @@ class Driver:
     def _show_evidence(self, step: Step, value: Any) -> None:
         if isinstance(step.effect, Search) and step.effect.unit == "passage":
             hits = self._opened.shelf.corpus.describe(value)
-            self._emit("evidence", {"no": step.no, "query": step.effect.query, "hits": hits})
+            query = _one_text(step.effect.query)
+            self._emit("evidence", {"no": step.no, "query": query, "hits": hits})
 
 
 class _Failed:
@@ -135,8 +136,12 @@ def _asked(effect: Any) -> dict[str, Any]:
         case Choice(prompt=prompt, options=options):
             return {"asked": prompt[-SHOWN:], "options": list(options)}
         case Search(query=query, k=k, unit=unit):
-            return {"asked": query[:SHOWN], "k": k, "unit": unit}
+            return {"asked": _one_text(query)[:SHOWN], "k": k, "unit": unit}
     return {"asked": ""}
+
+
+def _one_text(query: Query) -> str:
+    return query if isinstance(query, str) else "\n".join(query)
 
 
 def _gave(effect: Any, value: Any) -> dict[str, Any]:

@@ -285,7 +285,11 @@ async function load() {
   if (open) $("entry").value = open.entry;
   showEntry();
   if (!entries.length) setState("failed", "", "No entry of this catalogue writes answers.");
-  else setState("idle", open ? "" : "No entry is open yet.");
+  else if (open) setState("idle", "");
+  else {
+    setState("loading", "The entries are being opened …");
+    setTimeout(load, 1000);
+  }
 }
 
 $("form").addEventListener("submit", submit);
