@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from stages.clusters import Floats, nearest_clusters
 from stages.encoder import encode_queries
-from stages.errors import QuarryError
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
-from stages.index.layout import Contents, Index, Slot, read_index
-from stages.index.ranking import as_hits, top_k
-from stages.index.vectors import Floats, search_vectors
+from stages.index.layout import Contents, Index, Slot
+from stages.index.lists import assign, inverted_file, read_centroids
+from stages.index.ranking import as_hits
+from stages.index.vectors import search_vectors
 from stages.params import Entry
 from stages.types import Hits, Query
 
@@ -44,63 +45,12 @@ def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:
     made = embed_passages(
         passages, inputs, "dense", max_tokens=params.max_tokens, threads=params.threads
     )
-    centroids = read_centroids(inputs.centroids, made.encoder)
-    if made.docids and not len(centroids):
-        raise QuarryError(
-            f"index '{inputs.centroids.name}' holds no centroids: its corpus is empty, and the "
-            f"corpus '{params.corpus}' is not. Name a corpus with passages in its entry."
-        )
-    faiss.omp_set_num_threads(params.threads)
-    arrays = {
-        "vectors": made.vectors, "centroids": centroids, "lists": assign(made.vectors, centroids),
-    }  # fmt: skip
+    centroids = read_centroids(inputs.centroids, made, params.corpus)
+    lists = assign(made.vectors, centroids, threads=params.threads)
+    arrays = {"vectors": made.vectors, "centroids": centroids, "lists": lists}
     settings = {"nprobe": params.nprobe}
     facts = {**made.facts, "centroids": len(centroids)}
     return Contents(made.docids, arrays, {}, settings, made.encoder, facts)
-
-
-def read_centroids(path: Path, encoder: dict) -> Floats:
-    """The centroids in an index directory, which the same encoder must have made.
-
-    Raises:
-        QuarryError: it is of another kind, or its encoder is another.
-    """
-    index = read_index(path)
-    if index.kind != "centroids":
-        raise QuarryError(
-            f"index '{path.name}' is of kind {index.kind}; centroids are needed here. "
-            f"Name an entry of kind centroids."
-        )
-    if index.encoder["fingerprint"] != encoder["fingerprint"]:
-        raise QuarryError(
-            f"index '{path.name}' was built with {index.encoder['name']} (max_tokens "
-            f"{index.encoder['max_tokens']}, threads {index.encoder['threads']}); the encoder is "
-            f"{encoder['name']} (max_tokens {encoder['max_tokens']}, threads {encoder['threads']}, "
-            f"other fingerprint). Give both entries the same model and values."
-        )
-    return np.asarray(index.arrays["centroids"])
-
-
-def assign(vectors: Floats, centroids: Floats) -> npt.NDArray[np.int32]:
-    """(n,) the nearest centroid of each vector, by inner product."""
-    if not len(vectors):
-        return np.empty(0, dtype=np.int32)
-    _, nearest = faiss.knn(vectors, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
-    return nearest[:, 0].astype(np.int32)
-
-
-def inverted_file(
-    vectors: Floats, centroids: Floats, lists: npt.NDArray[np.int32]
-) -> faiss.IndexIVFFlat:
-    """faiss's index over lists that are known already: a copy, no search for the nearest."""
-    d = vectors.shape[1]
-    quantizer = faiss.IndexFlatIP(d)
-    quantizer.add(centroids)
-    ivf = faiss.IndexIVFFlat(quantizer, d, len(centroids), faiss.METRIC_INNER_PRODUCT)
-    ivf.is_trained = True
-    vectors, lists = np.ascontiguousarray(vectors), lists.astype(np.int64)
-    ivf.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))
-    return ivf
 
 
 class Ivf:
@@ -125,10 +75,8 @@ class Ivf:
         return as_hits(ranked, self._docids)
 
     def _propose(self, queries: Floats, m: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-        lists = np.arange(len(self._centroids), dtype=np.int32)
-        probed = [top_k(lists, self._centroids @ q, self._nprobe) for q in queries]
-        nearest, near = (np.array(part) for part in zip(*probed, strict=True))
-        return self._ivf.search_preassigned(queries, m, nearest.astype(np.int64), near)
+        probed = nearest_clusters(queries, self._centroids, self._nprobe)
+        return self._ivf.search_preassigned(queries, m, probed, None)
 
 
 def retriever(index: Index, encoder: Path | None) -> Ivf:
