@@ -5,7 +5,7 @@ import threading
 from functools import partial
 
 import pytest
-from conftest import wait_until
+from http_worlds import wait_until
 
 from stages.asking import Asking
 from stages.effects import LLM, Choice, Outcome, Question, Search
@@ -215,7 +215,7 @@ def drive(catalogue, strategies):
             tools = Tools(opened.desk.generator, opened.shelf.retriever)
             told = [[] for _ in strategies]
             return await asyncio.gather(*(
-                Driver(opened, tools, Asking(tools), lambda *e, log=log: log.append(e)).run(
+                Driver(opened, tools, Asking(tools), lambda *e, log=log: log.append(e), 0.0).run(
                     Question(f"q{i}", "Where is Lyon?"), strategy
                 )
                 for i, (strategy, log) in enumerate(zip(strategies, told, strict=True))
@@ -261,7 +261,7 @@ def test_a_question_whose_client_has_gone_frees_its_row_within_two_token_steps(p
     async def leave_at_look_40():
         with catalogue.borrow(catalogue.entries["read"]) as opened:
             tools = Tools(opened.desk.generator, opened.shelf.retriever)
-            driver = Driver(opened, tools, Asking(tools), lambda *event: None)
+            driver = Driver(opened, tools, Asking(tools), lambda *event: None, 0.0)
             task = asyncio.create_task(driver.run(WHERE, partial(reads, tokens=200)))
             task.add_done_callback(lambda _: ended.set())
             loop = asyncio.get_running_loop()

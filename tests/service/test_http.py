@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import TEXTS, read_events, running, wait_until, write_corpus
+from http_worlds import TEXTS, read_events, running, wait_until, write_corpus
 from rooms import run_room
 
 from stages.serve.http.catalogue import Catalogue, read_entries

@@ -1,11 +1,16 @@
-"""The bodies of requests, with their limits in the schema; unknown members are errors."""
+"""The bodies of requests, with their limits in the schema; unknown members are errors.
 
+And how a client is told: by named events with members.
+"""
+
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from stages.serve.http.limits import Limits
 
+Emit = Callable[[str, dict[str, Any]], None]  # (name of the event, its members)
 NAME = {"max_length": 200, "pattern": r"^[\w.-]+$"}
 
 

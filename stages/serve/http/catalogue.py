@@ -24,12 +24,14 @@ from stages.serve import STRATEGIES
 from stages.serve.asked import Library, Served
 from stages.serve.http.corpus import Corpus
 from stages.serve.http.generation import Desk
+from stages.serve.http.lookahead import Memory
 from stages.serve.http.searching import Searcher
 from stages.shell import NONE, Task
 from stages.types import Retriever
 
 log = logging.getLogger(__name__)
 
+DEFAULT = Memory()
 AHEAD = "clustered"  # the kind of index that a PrefetchEngine can serve
 Identity = tuple[tuple[str, int, int, int], ...]  # of a folder: name, inode, time, size
 
@@ -108,12 +110,12 @@ class Unavailable(QuarryError):
 class Catalogue:
     """The entries, and all that they need."""
 
-    def __init__(self, entries: dict[str, Entry], *, open_ahead: Any = None) -> None:
+    def __init__(self, entries: dict[str, Entry], memory: Memory = DEFAULT) -> None:
         self.entries = entries
         self.why: dict[str, str] = dict.fromkeys(entries, "it is being opened")  # not open
         self.reopened = {"new": 0, "failed": 0}
         self.sizes: Any = lambda size: None  # told the size of every search batch
-        self._open_ahead = open_ahead  # (index folder, encoder folder) -> a retriever with prefetch
+        self._memory = memory  # of indexes that fetch ahead
         self._shelves: dict[Place, Shelf] = {}
         self._searchers: dict[Place, Searcher] = {}
         self._desks: dict[str, Desk] = {}
@@ -138,6 +140,10 @@ class Catalogue:
     def shelf(self, entry: Entry) -> Shelf | None:
         """What the entry works with now, if it is open."""
         return self._shelves.get(entry.place)
+
+    def ahead(self) -> dict[str, dict[str, float]]:
+        """What the indexes that fetch ahead count, by name."""
+        return {p.index: s.retriever.stats() for p, s in list(self._shelves.items()) if s.ahead}
 
     def open(self) -> None:
         """Open every entry; what cannot be opened stays in ``why``."""
@@ -180,9 +186,9 @@ class Catalogue:
         identity = identify(watched)
         corpus = Corpus(task.slot("ingest", place.corpus))
         index, encoder = task.slot("index", place.index), task.slot("finetune", place.encoder)
-        ahead = bool(index and self._open_ahead and _kind(place.index) == AHEAD)
+        ahead = bool(index) and _kind(place.index) == AHEAD
         if ahead:
-            retriever = self._open_ahead(index, encoder)
+            retriever = self._memory.open(index, encoder)
         else:
             retriever = open_index(index, encoder) if index else None
         if retriever:  # the first search loads its model: no request's time

@@ -12,6 +12,7 @@ from stages.errors import QuarryError
 from stages.serve.http import __doc__ as ABOUT
 from stages.serve.http.limits import Limits
 
+MIB = 2**20
 DRAIN = 5.0  # seconds beyond the longest answer that a shutdown waits
 
 
@@ -50,6 +51,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     p.add_argument("--answers", type=int, default=limits.answers, help="in flight at once")
     p.add_argument("--searches", type=int, default=limits.searches, help="in flight at once")
+    p.add_argument(
+        "--hot-mib", type=float, default=256, help="fast memory of an index that fetches ahead"
+    )
+    p.add_argument("--budget-mib", type=float, default=64, help="what one window may copy of it")
+    p.add_argument(
+        "--disk-mib",
+        type=float,
+        metavar="MIB_PER_S",
+        help="slow the disk down to this, to see what fetching ahead does",
+    )
     p.add_argument("--answer-seconds", type=float, default=limits.answer_seconds)
     p.add_argument("--search-seconds", type=float, default=limits.search_seconds)
     return p.parse_args(argv)
@@ -106,14 +117,16 @@ def serve(args: argparse.Namespace) -> None:
     import uvicorn
 
     from stages.serve.http.app import make_app
-    from stages.serve.http.lookahead import open_ahead
+    from stages.serve.http.lookahead import Memory
 
     limits = Limits(
         answers=args.answers, searches=args.searches, answer_seconds=args.answer_seconds,
         search_seconds=args.search_seconds,
     )  # fmt: skip
     sock = listen(args.host, args.port)
-    app = make_app(Catalogue(entries, open_ahead=open_ahead), limits, key)
+    throttle = (args.disk_mib * MIB, 0.0) if args.disk_mib else None
+    memory = Memory(int(args.hot_mib * MIB), int(args.budget_mib * MIB), throttle)
+    app = make_app(Catalogue(entries, memory), limits, key)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="on",
         timeout_graceful_shutdown=int(limits.answer_seconds + DRAIN), timeout_keep_alive=65,

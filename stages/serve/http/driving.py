@@ -14,21 +14,23 @@ from typing import Any
 from stages.asking import Answered, Asking, OpenQuestion, Step
 from stages.effects import LLM, BudgetSpent, Choice, Question, Search, Steps
 from stages.errors import Refused
+from stages.serve.http.bodies import Emit
 from stages.serve.http.catalogue import Opened
 from stages.serve.http.generation import Desk, Said
 from stages.tools import Tools
 from stages.types import Generation, Query
 
-Emit = Callable[[str, dict[str, Any]], None]  # (name of the event, its members)
 SHOWN = 4_000  # characters of a prompt that an event repeats
 
 
 class Driver:
-    """Runs one question. Events carry milliseconds since the driver was made."""
+    """Runs one question. Events carry milliseconds since ``start`` (of ``perf_counter``)."""
 
-    def __init__(self, opened: Opened, tools: Tools, asking: Asking, emit: Emit) -> None:
+    def __init__(
+        self, opened: Opened, tools: Tools, asking: Asking, emit: Emit, start: float
+    ) -> None:
         self._opened, self._tools, self._asking, self._emit = opened, tools, asking, emit
-        self._start = time.perf_counter()
+        self._start = start
         self.spent: dict[str, Any] = {"llm_ms": 0.0, "search_ms": 0.0, "first_token_ms": None}
         self.refused = False  # what it asked was too much for the model: no fault of ours
 

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stages.serve.http.driving import Emit
+from stages.serve.http.bodies import Emit
 from stages.serve.http.guard import Gate
 from stages.serve.http.problems import Problem, dumps
 
@@ -100,8 +100,9 @@ def write_event(name: str, members: dict[str, Any]) -> bytes:
 
 def _gathered(told: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """All events of an answer as one object."""
-    whole: dict[str, Any] = {"evidence": [], "steps": [], "hints": [], "copies": []}
-    lists = {"evidence": "evidence", "step": "steps", "hint": "hints", "copy": "copies"}
+    whole: dict[str, Any] = {"evidence": [], "steps": [], "hints": [], "copies": [], "clusters": []}
+    lists = {"step": "steps", "hint": "hints", "copy": "copies"}
+    lists |= {"evidence": "evidence", "clusters": "clusters"}
     for name, members in told:
         if name in lists:
             whole[lists[name]].append(members)

@@ -56,6 +56,10 @@ class Metrics:
             "quarry_index_reopened", "Indexes that were replaced while serving", ["result"],
             registry=registry,
         )  # fmt: skip
+        self._ahead = Gauge(
+            "quarry_prefetch", "What an index that fetches ahead counts", ["index", "what"],
+            registry=registry,
+        )  # fmt: skip
         self._entries = Gauge("quarry_entries", "Entries that are open", registry=registry)
 
     def render(self) -> Response:
@@ -63,6 +67,9 @@ class Metrics:
         for model, desk in self._catalogue.desks.items():
             self._rows.labels(model).set(desk.running)
             self._steps.labels(model).set(desk.steps)
+        for index, said in self._catalogue.ahead().items():
+            for what, n in said.items():
+                self._ahead.labels(index, what).set(n)
         for result, n in self._catalogue.reopened.items():
             self._reopened.labels(result).set(n)
         self._entries.set(len(self._catalogue.entries) - len(self._catalogue.why))

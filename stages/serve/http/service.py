@@ -1,19 +1,20 @@
 """Searching and answering, without HTTP: what the routes call."""
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Callable
 from typing import Any
 
 from stages.asking import NO_LIMIT, Answered, Asking
 from stages.effects import Question, Search
 from stages.errors import QuarryError
 from stages.serve.asked import Served
-from stages.serve.http.bodies import AnswerBody, SearchBody
+from stages.serve.http.bodies import AnswerBody, Emit, SearchBody
 from stages.serve.http.catalogue import Catalogue, Entry, Opened, Unavailable
-from stages.serve.http.driving import Driver, Emit
+from stages.serve.http.driving import Driver
 from stages.serve.http.limits import Limits
+from stages.serve.http.lookahead import Copies, told
 from stages.serve.http.metrics import Metrics
 from stages.serve.http.problems import Problem
 from stages.tools import Tools
@@ -122,23 +123,28 @@ class Service:
         self, qid: str, body: AnswerBody, values: Served, opened: Opened, emit: Emit
     ) -> None:
         loop = asyncio.get_running_loop()
-        shelf, looks = opened.shelf, self._looks(body, opened)
-        clock: list[Driver] = []
+        retriever = opened.shelf.retriever
+        start = time.perf_counter()
+        copies = Copies(retriever, start, emit) if opened.shelf.ahead else None
+
+        def tell(name: str, members: dict[str, Any]) -> None:
+            emit(name, members)
+            if copies and name == "step":
+                copies.tell()
 
         def prefetch(query: str) -> None:  # called in a worker thread
-            hint = {"query": query, "at_ms": clock[0].now()}
-            loop.call_soon_threadsafe(emit, "hint", hint)
-            shelf.retriever.prefetch(query)
+            loop.call_soon_threadsafe(emit, "hint", {"query": query, "at_ms": _ms(start)})
+            retriever.prefetch(query)
 
         tools = Tools(
-            opened.desk.generator if opened.desk else None, shelf.retriever,
-            prefetch=prefetch if looks else None,
+            opened.desk.generator if opened.desk else None, retriever,
+            prefetch=prefetch if self._looks(body, opened) else None,
         )  # fmt: skip
-        budget = getattr(values, "budget", NO_LIMIT)
-        driver = Driver(opened, tools, Asking(tools, getattr(values, "seed", 0), budget), emit)
-        clock.append(driver)
+        asking = Asking(tools, getattr(values, "seed", 0), getattr(values, "budget", NO_LIMIT))
+        driver = Driver(opened, tools, asking, tell, start)
         question = Question(qid, body.question, tuple(body.options))
-        answered = await driver.run(question, opened.strategy(values))
+        with told(retriever) if copies else contextlib.nullcontext():
+            answered = await driver.run(question, opened.strategy(values))
         self._count(answered, driver)
         emit("timings", {"total_ms": driver.now(), **driver.spent})
         if answered.error:
@@ -179,8 +185,6 @@ class _as_problems:
                 raise Problem(500, "failed", str(error)) from error
 
 
-def _ms(start: float, end: float) -> float:
-    return round(1000 * (end - start), 3)
-
-
-Job = Callable[[Emit], Any]
+def _ms(start: float, end: float | None = None) -> float:
+    """Milliseconds from start to end, or to now."""
+    return round(1000 * ((end or time.perf_counter()) - start), 3)

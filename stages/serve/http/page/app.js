@@ -85,6 +85,7 @@ async function* events(response) {
 function newRun(label) {
   const run = {
     label, bars: [], hints: [], evidence: new Map(), steps: new Map(), total: 0, timings: {},
+    there: 0, missed: 0,
     box: make("article"), answer: make("p", "", { class: "answer", "aria-live": "polite" }),
     facts: make("p", "", { class: "soft" }), timeline: make("div"),
     passages: make("ol"), list: make("ol"),
@@ -108,6 +109,7 @@ async function perform(run, body, signal) {
     else if (name === "step") { run.bars.push(e); showStep(run, e); }
     else if (name === "hint") run.hints.push(e);
     else if (name === "copy") run.bars.push({ kind: "copy", ...e });
+    else if (name === "clusters") { run.there += e.hits; run.missed += e.misses; }
     else if (name === "timings") { run.timings = e; run.total = e.total_ms; }
     else if (name === "error") throw new Failed(explain(e));
     else if (name === "done") { ended = true; finish(run, e); }
@@ -156,6 +158,9 @@ function finish(run, e) {
   run.facts.textContent = `${ms(run.total)} in all · first token after ` +
     `${ms(run.timings.first_token_ms)} · ${c.searches} searches, ${c.llm_calls} calls of the ` +
     `model, ${c.tokens_out} tokens · ended: ${e.stop_reason}`;
+  if (run.there + run.missed) {
+    run.facts.textContent += ` · ${run.there} of ${run.there + run.missed} clusters were there`;
+  }
   if (!run.passages.children.length) run.passages.append(make("li", "No passage was read."));
 }
 
@@ -218,7 +223,8 @@ function compare(runs) {
   const same = runs[0].answer.textContent === runs[1].answer.textContent;
   $("comparison").replaceChildren(make("article", [make("h2", "Compared"),
     make("table", [make("thead", head), make("tbody", body)]),
-    make("p", same ? "Both answers are the same." : "The answers differ.", { class: "soft" })]));
+    make("p", (same ? "Both answers are the same. " : "The answers differ. ") +
+      "What earlier questions left in memory helps both.", { class: "soft" })]));
 }
 
 // -- the form ---------------------------------------------------------------------------------
