@@ -7,6 +7,7 @@ one ends, so a batch never waits for its longest text, and each text is there as
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,18 +47,19 @@ class Tools(NamedTuple):
     def run(self, effects: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """(position, value) of effects of one form, as they get ready: one call of their tool.
 
-        A call that a generator refused has a ``Refused`` as its value.
+        What a generator or an index refused has a ``Refused`` as its value.
         """
         tool = self.for_effect(effects[0])
         match effects[0]:
             case LLM():
                 return _generate(tool, [e.request for e in effects])
             case Choice():
-                values = _choose(tool, effects)
+                values = _but_refused(partial(_choose, tool), effects)
             case Search(k=k, unit="document"):
-                values = search_documents(tool, [e.query for e in effects], k)
+                queries = [e.query for e in effects]
+                values = _but_refused(partial(search_documents, tool, k=k), queries)
             case Search(k=k):
-                values = tool.search([e.query for e in effects], k)
+                values = _but_refused(partial(tool.search, k=k), [e.query for e in effects])
             case Encode(role=role):
                 rows = tool.encode([t for e in effects for t in e.texts], role)
                 values = _split(rows, [len(e.texts) for e in effects])
@@ -96,16 +98,21 @@ def _generate(
             yield int(event.request_id), event.done
 
 
-def _choose(generator: Generator, choices: Sequence[Choice]) -> list[int | Refused]:
-    """The option of each; a call with one in it that is refused is halved until it is found."""
-    try:
-        logps = generator.choose([c.prompt for c in choices], [list(c.options) for c in choices])
-    except Refused as refusal:
-        if len(choices) == 1:
-            return [refusal]
-        half = len(choices) // 2
-        return _choose(generator, choices[:half]) + _choose(generator, choices[half:])
+def _choose(generator: Generator, choices: Sequence[Choice]) -> list[int]:
+    """The option of each."""
+    logps = generator.choose([c.prompt for c in choices], [list(c.options) for c in choices])
     return [pick(of_one) for of_one in logps]
+
+
+def _but_refused(call: Callable[[Sequence[Any]], Sequence[Any]], asked: Sequence[Any]) -> list[Any]:
+    """What the call gives for each; one that is refused is found by halving, the others go on."""
+    try:
+        return list(call(asked))
+    except Refused as refusal:
+        if len(asked) == 1:
+            return [refusal]
+        half = len(asked) // 2
+        return _but_refused(call, asked[:half]) + _but_refused(call, asked[half:])
 
 
 def cut_batches(todo: Mapping[str, Effect], batch: int | None) -> Iterator[list[str]]:

@@ -1,0 +1,1 @@
+"""prefetch: clusters of an index are fetched while the language model generates."""

@@ -1,0 +1,284 @@
+"""The lookahead engine: a ``Retriever`` that is told what the next query may look like.
+
+``prefetch(query)`` goes into ``stages.tools.Tools``: every hint of a strategy opens a window, or
+joins the one that is open, and returns at once. ``search`` closes the window: copies that were not
+begun are left out, and what is not resident by then is read as a miss. With scope ``probed`` and
+32-bit codes a result depends on the query and the index alone; a hint changes when, never what.
+
+When a prefetch is made is the strategy's: ``gradual`` keeps what earlier rounds of a request
+brought and adds; ``all`` first evicts to the cache fraction; ``once`` looks ahead in the first
+round of a request only; ``runtime`` copies when the query is known and waits for it, the negative
+control; ``none`` never does.
+
+Lin et al., TeleRAG: Efficient Retrieval-Augmented Generation Inference with Lookahead Retrieval,
+arXiv:2502.20969, §3.5 and §3.8.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.clusters import Floats, Ints
+from stages.errors import QuarryError, Refused
+from stages.serve.prefetch.hybrid import SearchStats
+from stages.serve.prefetch.prefetcher import Handle
+from stages.serve.prefetch.version import Settings, Version, check
+from stages.types import Hits, Query
+
+log = logging.getLogger(__name__)
+
+
+class Observed(NamedTuple):
+    """A search and the window before it, for the latency model (``budget.py``)."""
+
+    ranked: Ints | None  # (q_in, depth); None: no window
+    probed: Floats  # (q_out, d) query vectors
+    window_s: float
+    copied_bytes: int
+    copy_s: float
+    stats: SearchStats
+    start: float
+    end: float
+
+
+def open_engine(index: Path, encoder: Path | None, **settings: Any) -> "PrefetchEngine":
+    """An engine over an index of kind clustered.
+
+    ``hot_bytes``: memory for clusters, ``budget``: bytes that one window may copy, ``strategy``,
+    ``cache_fraction``, ``scope``, ``nprobe`` (none: the index's), ``depth`` of the lookahead,
+    ``codec`` of both tiers (fp16 and int8 where the index has such codes), ``tier`` ram or cuda,
+    ``throttle`` of the cold tier: (bytes/s, seconds), ``group_bytes`` that become resident
+    together, ``threads`` of faiss.
+
+    Raises:
+        QuarryError: another kind of index, another encoder, no memory, or a setting that makes no
+            sense.
+    """
+    return PrefetchEngine(index, encoder, check(Settings(**settings)))
+
+
+class PrefetchEngine:
+    """``stages.types.Retriever`` with lookahead; any number of threads may use it at once."""
+
+    def __init__(self, index: Path, encoder: Path | None, settings: Settings) -> None:
+        self.settings, self._encoder_folder = settings, encoder
+        self._lock = threading.Lock()
+        self._version = Version(index, encoder, settings)
+        self._window: _Window | None = None
+        self._open = self._rounds = 0  # requests that are open; windows since the first began
+        self._totals = _Totals()
+        self.observed: deque[Observed] = deque(maxlen=1024)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides a result; changes with ``swap``."""
+        return self._version.fingerprint
+
+    # -- what a strategy's hints do -------------------------------------------------------
+
+    def prefetch(self, query: Query) -> None:
+        """Look ahead for a guess of a later query. Returns at once and raises nothing."""
+        strategy = self.settings.strategy
+        if strategy in ("runtime", "none"):
+            return
+        with self._lock:
+            version, window = self._version, self._window
+            if version.retired:
+                return
+            if window is not None and window.version is version:
+                version.prefetcher.add(window.handle, lambda: version.encode([query]))
+                return
+            if strategy == "once" and self._rounds:
+                return
+            if strategy == "all":
+                version.prefetcher.trim(self.settings.cache_fraction)
+            self._rounds += 1
+            handle = version.prefetcher.start(lambda: version.encode([query]), self.settings.budget)
+            self._window = _Window(version, handle, time.perf_counter())
+            self._totals.windows += 1
+
+    def begin(self) -> None:
+        """A request starts: its rounds are counted from here."""
+        with self._lock:
+            self._open += 1
+            self._totals.requests += 1
+            if self._open == 1:
+                self._rounds = 0
+
+    def end_request(self) -> None:
+        """A request is over, with or without a search: the coldest clusters go."""
+        with self._lock:
+            self._open = max(0, self._open - 1)
+            if not self._open:
+                self._rounds = 0
+                self._close_window()
+            if not self._version.retired:
+                self._version.prefetcher.trim(self.settings.cache_fraction)
+
+    def _close_window(self) -> "_Window | None":
+        """The window that was open. With several requests open it may be another's: it goes on."""
+        window, self._window = self._window, None
+        if window is not None and self._open <= 1:
+            window.handle.cancel()
+        return window
+
+    # -- searching ------------------------------------------------------------------------
+
+    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
+        """Up to k hits per query, best first; equal scores by docid descending.
+
+        Raises:
+            Refused: a cluster that one of the queries needs cannot be read.
+        """
+        found = self.search_each(queries, k)
+        for hits in found:
+            if isinstance(hits, QuarryError):
+                raise Refused(str(hits)) from hits
+        return found
+
+    def search_each(self, queries: Sequence[Query], k: int) -> list[Hits | QuarryError]:
+        """``search``, with an error in place of the hits of the queries that it concerns."""
+        if not queries:
+            return []
+        with self._using() as version:
+            vectors = version.encode(queries)
+            start = time.perf_counter()
+            with self._lock:
+                window = self._close_window()
+            if self.settings.strategy == "runtime":
+                handle = version.prefetcher.start(vectors, self.settings.budget)
+                handle.wait()
+            try:
+                found, stats = version.search(vectors, k)
+            except QuarryError as error:
+                self._totals.add_failed(1)
+                if len(queries) == 1:
+                    return [error]
+                return [hits for query in queries for hits in self.search_each([query], k)]
+            self._note(window, vectors, stats, start)
+            return found
+
+    def _note(
+        self, window: "_Window | None", vectors: Floats, stats: SearchStats, start: float
+    ) -> None:
+        handle = window.handle if window else Handle(0)
+        window_s = start - window.opened if window else 0.0
+        copy_s = sum(c.end - c.start for c in handle.copies)
+        self.observed.append(
+            Observed(
+                handle.ranked, vectors, window_s, handle.nbytes, copy_s, stats, start,
+                time.perf_counter(),
+            )
+        )  # fmt: skip
+        self._totals.add(stats)
+
+    # -- versions -------------------------------------------------------------------------
+
+    def swap(self, index: Path) -> None:
+        """Serve another index from now on; searches that are running finish on the old one.
+
+        The new one is opened beside the old one, with a hot tier of its own, empty. If it cannot
+        be opened the old one stays.
+
+        Raises:
+            QuarryError: as ``open_engine``.
+        """
+        new = Version(index, self._encoder_folder, self.settings)
+        with self._lock:
+            old, self._version, self._window = self._version, new, None
+        old.retire()
+        log.info("serving index %s (%s)", index.name, new.fingerprint)
+
+    def close(self) -> None:
+        """Stop; a later search is an error."""
+        with self._lock:
+            self._window = None
+        self._version.retire()
+
+    @contextmanager
+    def _using(self) -> Iterator[Version]:
+        with self._lock:
+            version = self._version
+            version.enter()
+        try:
+            yield version
+        finally:
+            version.leave()
+
+    # -- what has happened ----------------------------------------------------------------
+
+    def stats(self) -> dict[str, float]:
+        """Counts, bytes and seconds: searches since the start, copies since the last ``swap``."""
+        totals, version = self._totals, self._version
+        hot, copied = version.hot, version.prefetcher.totals
+        resident = hot.resident()
+        probed = totals.hits + totals.misses
+        return {
+            "requests": totals.requests, "windows": totals.windows, "searches": totals.searches,
+            "queries": totals.queries, "failed": totals.failed,
+            "hits": totals.hits, "misses": totals.misses,
+            "hit_rate": totals.hits / probed if probed else 0.0,
+            "missed_bytes": totals.nbytes, "hot_s": totals.hot_s, "cold_s": totals.cold_s,
+            "copied_bytes": copied.nbytes, "copied_clusters": copied.clusters,
+            "copy_s": copied.copy_s, "plan_s": copied.plan_s, "copy_errors": copied.errors,
+            "evicted": copied.evicted, "clusters": len(resident), "resident": int(resident.sum()),
+            "resident_pages": int(hot.pages_of[resident].sum()), "pages": hot.capacity,
+        }  # fmt: skip
+
+    def timeline(self, since: float = 0.0) -> list[dict[str, float | str]]:
+        """Copies and searches that ended after ``since`` (``time.perf_counter``), by start."""
+        events: list[dict[str, float | str]] = [
+            {"kind": "copy", "start": c.start, "end": c.end, "bytes": c.nbytes,
+             "clusters": c.n_clusters}
+            for c in list(self._version.prefetcher.recent) if c.end > since
+        ] + [
+            {"kind": "search", "start": o.start, "end": o.end, "bytes": o.stats.nbytes,
+             "hits": int(o.stats.hits.sum()), "misses": int(o.stats.misses.sum())}
+            for o in list(self.observed) if o.end > since
+        ]  # fmt: skip
+        return sorted(events, key=lambda e: e["start"])
+
+
+class _Window(NamedTuple):
+    """The open window: of which index, and since when."""
+
+    version: Version
+    handle: Handle
+    opened: float
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Sums over searches; added to by any thread."""
+
+    requests: int = 0
+    windows: int = 0
+    searches: int = 0
+    queries: int = 0
+    failed: int = 0
+    hits: int = 0
+    misses: int = 0
+    nbytes: int = 0
+    hot_s: float = 0.0
+    cold_s: float = 0.0
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def add(self, stats: SearchStats) -> None:
+        with self._lock:
+            self.searches += 1
+            self.queries += len(stats.hits)
+            self.hits += int(stats.hits.sum())
+            self.misses += int(stats.misses.sum())
+            self.nbytes += stats.nbytes
+            self.hot_s += stats.hot_s
+            self.cold_s += stats.cold_s
+
+    def add_failed(self, n: int) -> None:
+        with self._lock:
+            self.failed += n
