@@ -13,6 +13,7 @@ Robertson & Zaragoza, The Probabilistic Relevance Framework, 2009; Lù, BM25S, a
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -80,14 +81,14 @@ def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:
     split, stem = word_splitter(params.stopwords), word_stemmer(params.stemmer)
     bar = tqdm(texts, unit="passage", desc="words", leave=False, disable=None, delay=2)
     split_texts = [split(text) for text in bar]
-    seen = sorted({word for words in split_texts for word in words})
+    seen = sorted(set(chain.from_iterable(split_texts)))
     stem_of = dict(zip(seen, stem(seen), strict=True))  # each word is stemmed once
     vocabulary = sorted(set(stem_of.values()))
     number = {stemmed: i for i, stemmed in enumerate(vocabulary)}
     postings = sp.csr_matrix((len(vocabulary), len(docids)), dtype=np.float32)
     if vocabulary:
         number_of = {word: number[stemmed] for word, stemmed in stem_of.items()}
-        ids = [[number_of[word] for word in words] for words in split_texts]
+        ids = [list(map(number_of.__getitem__, words)) for words in split_texts]
         scorer = bm25s.BM25(k1=params.k1, b=params.b, method="lucene")
         shown = len(docids) >= LONG and sys.stderr.isatty()
         scorer.index((ids, number), create_empty_token=False, show_progress=shown)
