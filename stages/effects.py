@@ -13,6 +13,7 @@ A strategy draws no random number and reads no clock: sampling is the engine's (
 """
 
 import json
+import math
 from collections.abc import Generator as Coroutine
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -23,7 +24,7 @@ from stages.types import Generation, Hit, Query, Request, Role
 
 TIE = 1e-4  # log-probabilities differ by up to 2e-5 between batch shapes
 # Fields that older logs lack are written only where they say something: the keys stay the same.
-ADDED = {"doubt_below": (), "doubts": ()}
+ADDED = {"doubt_below": (), "doubts": (), "weights": ()}
 
 
 class Question(NamedTuple):
@@ -45,10 +46,15 @@ class LLM(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Result: the index (int) of the likeliest option; within ``TIE`` of it, the smallest."""
+    """Result: the index (int) of the likeliest option; within ``TIE`` of it, the smallest.
+
+    Each option's probability counts ``weights`` times (none: once): of two, the second is chosen
+    where its share of their probability is above delta, with weights (delta, 1 - delta).
+    """
 
     prompt: str
     options: Sequence[str]
+    weights: tuple[float, ...] = ()  # above 0, as many as options
 
 
 class Search(NamedTuple):
@@ -115,8 +121,13 @@ class BudgetSpent(Exception):
         self.limit = limit
 
 
-def pick(logps: Sequence[float]) -> int:
-    """The index of the largest log-probability; among those within ``TIE`` of it, the first."""
+def pick(logps: Sequence[float], weights: Sequence[float] = ()) -> int:
+    """The index of the largest log-probability; among those within ``TIE`` of it, the first.
+
+    With weights, of the largest log(weight x probability).
+    """
+    if weights:
+        logps = [logp + math.log(w) for logp, w in zip(logps, weights, strict=True)]
     best = max(logps)
     return next(i for i, logp in enumerate(logps) if logp > best - TIE)
 

@@ -117,9 +117,13 @@ def _steps(steps: Sequence[tuple[str, str]]) -> str:
 
 
 def look_up_prompt(question: str) -> str:
-    """The prompt for the choice whether a question needs retrieval; ``NO_YES`` follows."""
+    """The prompt for the choice whether a question needs retrieval; ``NO_YES`` follows.
+
+    Of twelve forms tried, the one in which SmolLM2-135M tells 16 dev questions of fanoutqa-leaf
+    from 8 trivial ones best at delta = 0.2: 13 and 3 are looked up.
+    """
     shots = [("What is two plus two?", "no"), ("How many people live in Turin?", "yes")]
-    return _shots("Question: {}\nMust be looked up: {}", shots, _line(question))
+    return _shots("Question: {}\nNeeds a search: {}", shots, _line(question))
 
 
 def span_question_prompt(text: str, span: str) -> str:

@@ -101,7 +101,7 @@ def _generate(
 def _choose(generator: Generator, choices: Sequence[Choice]) -> list[int]:
     """The option of each."""
     logps = generator.choose([c.prompt for c in choices], [list(c.options) for c in choices])
-    return [pick(of_one) for of_one in logps]
+    return [pick(of_one, c.weights) for of_one, c in zip(logps, choices, strict=True)]
 
 
 def _but_refused(call: Callable[[Sequence[Any]], Sequence[Any]], asked: Sequence[Any]) -> list[Any]:

@@ -154,7 +154,7 @@ class _Lane:
             asked: Any = call.asked
             try:
                 logps = desk.generator.choose([asked.prompt], [list(asked.options)])
-                call.hear(pick(logps[0]))
+                call.hear(pick(logps[0], asked.weights))
             except Exception as error:
                 call.hear(error)
 

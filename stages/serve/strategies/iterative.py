@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from stages.effects import LLM, BudgetSpent, Choice, Hint, Outcome, Question, Steps
 from stages.prompts import NO_YES, STOP, enough_prompt, step_prompt
 from stages.serve.asked import Library
-from stages.serve.reading import Reads, rank_together, read, searches, show
+from stages.serve.reading import Reads, first_sentence, rank_together, read, searches, show
 from stages.types import Hit, Passage, Request
 
 TRACED = True
@@ -40,7 +40,9 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
         for _ in range(params.rounds):
             yield Hint(guess)
             prompt = step_prompt(question.text, steps)
-            step = (yield LLM(Request(prompt, params.step_tokens, STOP))).text.strip()
+            reply = yield LLM(Request(prompt, params.step_tokens, STOP))
+            start, end = first_sentence(reply.text)  # what follows would be its answer
+            step = reply.text[start:end]
             if not step:
                 stop_reason = "no_query"
                 break

@@ -1,15 +1,17 @@
 """Self-RAG's first decision: does this question need retrieval at all?
 
 Asai et al., Self-RAG: Learning to Retrieve, Generate, and Critique through Self-Reflection, ICLR
-2024. There a trained model emits a token for it, and the paper retrieves where its probability is
-above delta = 0.2; here an untrained one chooses between " yes" and " no" in a two-shot prompt,
-which is delta = 0.5. Critique tokens and the beam over segments need the trained model and are
-not here. Always to retrieve is RAG; never, the closed-book reader.
+2024. There a trained model emits a token for it, and retrieves where p(yes) / (p(yes) + p(no)) is
+above delta; here an untrained one has a two-shot prompt and the choice " yes" or " no", by the
+same rule. Critique tokens and the beam over segments need the trained model and are not here.
+delta = 0 always retrieves and is RAG; delta = 1 never does and is the closed-book reader.
 
 The query is the question, so that a prefetch during the decision misses nothing.
 """
 
 from typing import Literal
+
+from pydantic import Field
 
 from stages.effects import Choice, Hint, Outcome, Question, Steps
 from stages.prompts import NO_YES, look_up_prompt
@@ -24,17 +26,18 @@ class Params(Reads):
     """One choice, a search or none, one call of the reader."""
 
     strategy: Literal["self_rag"]
-    retrieve: Literal["choose", "always", "never"] = "choose"  # the last two ask nobody
+    delta: float = Field(0.2, ge=0, le=1)  # retrieve above it; at 0 and 1 the model is not asked
 
 
 def strategy(question: Question, params: Params, library: Library) -> Steps:
     """The reader's answer, with passages or without; without, the run is empty."""
     passages: list[Passage] = []
     run: list[Hit] = []
-    wanted = params.retrieve == "always"
-    if params.retrieve == "choose":
+    wanted = params.delta == 0
+    if 0 < params.delta < 1:
         yield Hint(question.text)
-        wanted = (yield Choice(look_up_prompt(question.text), NO_YES)) == 1
+        weights = (params.delta, 1 - params.delta)
+        wanted = (yield Choice(look_up_prompt(question.text), NO_YES, weights)) == 1
     if wanted:
         hits, run = yield searches(question.text, params)
         passages = show(hits, params, library)
