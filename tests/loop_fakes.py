@@ -1,12 +1,13 @@
 """Plumbing for tests of the loop engine: tools that answer from a digest and count their work."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from stages.digest import digest, uniform
 from stages.effects import LLM, Outcome, Question, Search, Steps
 from stages.loop import Loop
 from stages.tables import TABLES
-from stages.types import Generation, Hit, Inbox, Request, TokenEvent
+from stages.types import Generation, Hit, Inbox, Query, Request, Span, TokenEvent
 
 
 class FakeLLM:
@@ -35,7 +36,8 @@ class FakeLLM:
     def _text(self, r: Request) -> Generation:
         text = self.script(r.prompt) or "w" + digest(r.prompt, str(r.seed))[:6]
         n = min(len(text.split()), r.max_tokens)
-        return Generation(text, len(r.prompt.split()), n, "stop")
+        doubts = tuple(_doubts(text, threshold) for threshold in r.doubt_below)
+        return Generation(text, len(r.prompt.split()), n, "stop", doubts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(t.split()) for t in texts]
@@ -43,6 +45,12 @@ class FakeLLM:
     def choose(self, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
         self.choices += prompts
         return [[-uniform(p, o) for o in opts] for p, opts in zip(prompts, options, strict=True)]
+
+
+def _doubts(text: str, threshold: float) -> tuple[Span, ...]:
+    """Words drawn by the digest of the text: all of them at a threshold of 1, none at 0."""
+    words = [m.span() for m in re.finditer(r"\S+", text)]
+    return tuple(w for i, w in enumerate(words) if uniform(text, str(i)) < threshold)
 
 
 class FakeSearch:
@@ -58,9 +66,9 @@ class FakeSearch:
     def n_calls(self) -> int:
         return sum(map(len, self.batches))
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         self.batches.append(list(queries))
-        first = [int(uniform(q) * self.n) for q in queries]
+        first = [int(uniform(*([q] if isinstance(q, str) else q)) * self.n) for q in queries]
         ranks = range(min(k, self.n))
         return [[Hit(f"d{(at + i) % self.n}#0", 1.0 / (1 + i)) for i in ranks] for at in first]
 

@@ -95,9 +95,12 @@ def choose_new(
         return (params.one_per_title and passage.title) or passage.docid
 
     known = {name(p) for of_round in rounds for p in of_round}
-    new = {name(p): p for p in reversed(found) if name(p) not in known}
+    new: dict[str, Passage] = {}
+    for passage in found:
+        if name(passage) not in known:
+            new.setdefault(name(passage), passage)
     room = params.most_passages - sum(map(len, rounds))
-    return list(new.values())[::-1][:room]
+    return list(new.values())[:room]
 
 
 def latest_first(rounds: Sequence[Sequence[Passage]]) -> list[Passage]:

@@ -72,4 +72,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
 
 
 def _first_of_each(passages: Sequence[Passage]) -> list[Passage]:
-    return list({p.docid: p for p in reversed(passages)}.values())[::-1]
+    first: dict[str, Passage] = {}
+    for passage in passages:
+        first.setdefault(passage.docid, passage)
+    return list(first.values())
