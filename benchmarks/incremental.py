@@ -5,7 +5,7 @@ store of the run before the edit, and is the median of five; the peer, minutes l
 Same result: the outputs are equal byte for byte, and the parser and the encoder read exactly the
 passages whose text is new. The edited documents are drawn by seed from ``--corpus`` (JSON lines
 with _id or id, title and text; default: NPL's 11,429 abstracts where they lie beside this
-checkout, else Semanlink's documents, as ingested). NPL takes about 25 minutes.
+checkout, else Semanlink's documents, as ingested). All of NPL takes an hour: ``--only`` one stage.
 
 Figures are CPU seconds, start-up in and out. In: the stage is a process of its own. Out: it runs
 in this process, where everything is imported, less what it takes on a corpus of one document
@@ -158,10 +158,11 @@ def main() -> None:
     """Time every stage after every kind of edit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, help="JSON lines with _id or id, title, text")
+    parser.add_argument("--documents", type=int, help="the first so many of the corpus")
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--only", choices=STAGES, help="one stage, after ingest")
     args = parser.parse_args()
-    documents = read_documents(args.corpus)
+    documents = dict(list(read_documents(args.corpus).items())[: args.documents])
     drawn = random.Random(SEED).sample(sorted(documents), max(1, round(SHARE * len(documents))))
     names = [n for n in STAGES if args.only in (None, n)]
     os.environ["PYTHONPATH"] = str(ROOT)
