@@ -34,7 +34,9 @@ class FakeLLM:
                 yield TokenEvent(name, "", self._text(request))
 
     def _text(self, r: Request) -> Generation:
-        text = self.script(r.prompt) or "w" + digest(r.prompt, str(r.seed))[:6]
+        text = self.script(r.prompt)
+        if text is None:
+            text = "w" + digest(r.prompt, str(r.seed))[:6]
         n = min(len(text.split()), r.max_tokens)
         doubts = tuple(_doubts(text, threshold) for threshold in r.doubt_below)
         return Generation(text, len(r.prompt.split()), n, "stop", doubts)

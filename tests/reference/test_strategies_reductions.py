@@ -1,0 +1,142 @@
+"""Reductions on real BM25: with a part of it switched off, a strategy is a simpler one.
+
+Equal means the whole effect log: what was asked of index and model, and what came back.
+"""
+
+import json
+from functools import partial
+from typing import Any
+
+import pytest
+from index_worlds import built, opened, passages_of
+from language_models import tiny_lm
+from strategy_worlds import LOOPS, name_of, params_of
+
+from stages.effects import LLM, Question
+from stages.errors import QuarryError
+from stages.lm import open_generator
+from stages.loop import Loop, run_loop
+from stages.serve.asked import Library
+from stages.serve.strategies import flare, hyde, ircot, iter_retgen, iterative, rag, self_rag
+from stages.tools import Tools
+
+CITIES = {
+    "Lyon": "France", "Turin": "Italy", "Porto": "Portugal", "Graz": "Austria", "Bergen": "Norway",
+    "Gdansk": "Poland", "Ghent": "Belgium", "Basel": "Switzerland", "Malaga": "Spain",
+}  # fmt: skip
+QUESTIONS = [Question(city, f"In which country is the city of {city}?") for city in CITIES]
+CHOICES = [q._replace(options=("Italy", "Spain", "Norway", "a river")) for q in QUESTIONS]
+
+
+class World:
+    """Nine cities in two passages each, BM25, a tiny random model that wanders."""
+
+    def __init__(self, folder) -> None:
+        self.passages = passages_of({
+            f"{city}#{i}": (city, text)
+            for city, country in CITIES.items()
+            for i, text in enumerate([f"{city} is a city in {country}.", f"{city} has a river."])
+        })  # fmt: skip
+        self.folder = folder
+        index = opened(built(folder, "bm25", self.passages))
+        self.tools = Tools(open_generator(tiny_lm(folder / "lm", context=4096)), index)
+        self.library = Library(self.passages, self.tools.generator.count_tokens)
+
+    def serve(self, method: Any, questions=QUESTIONS, *, tools=None, replay=None, **values) -> Loop:
+        # one token is one byte here
+        params = params_of(method, **{"k": 5, "prompt_tokens": 3000, **values})
+        strategy = partial(method.strategy, params=params, library=self.library)
+        return run_loop(strategy, questions, tools or self.tools, replay=replay)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS, CHOICES], ids=["free", "options"])
+@pytest.mark.parametrize(
+    ("method", "off"),
+    [
+        (iter_retgen, {"rounds": 1}),
+        (iterative, {"rounds": 0}),
+        (ircot, {"sentences": 0, "one_per_title": False}),
+        (hyde, {"hypotheses": 0, "combine": "text"}),
+        (self_rag, {"delta": 0.0}),
+    ],
+    ids=lambda x: getattr(x, "__name__", "").rpartition(".")[2],
+)
+def test_switched_off_it_is_one_shot_rag(world, method, off, questions) -> None:
+    simple = world.serve(rag, questions, passages=4)
+    loop = world.serve(method, questions, passages=4, **off)
+    assert loop.effects.equals(simple.effects)
+    for a, b in zip(loop.answered, simple.answered, strict=True):
+        assert a.outcome._replace(memory="") == b.outcome and a.error == ""
+    assert all(a.outcome.docids and a.outcome.hits and a.outcome.answer for a in loop.answered)
+
+
+def test_self_rag_that_never_retrieves_is_the_closed_book_reader(world) -> None:
+    never, closed = world.serve(self_rag, delta=1.0), world.serve(rag, passages=0)
+    assert never.effects.equals(closed.effects)
+    assert [a.outcome.hits for a in never.answered] == [[]] * len(CITIES)
+
+
+def test_hyde_without_passages_is_dense_retrieval_with_the_question(world) -> None:
+    made = built(world.folder, "flat", world.passages, max_tokens=32)
+    tools = world.tools._replace(retriever=opened(made))
+    dense = world.serve(rag, tools=tools, encoder="e")
+    none = world.serve(hyde, tools=tools, encoder="e", combine="mean", hypotheses=0)
+    assert none.effects.equals(dense.effects)
+    some = world.serve(
+        hyde, tools=tools, encoder="e", combine="mean", hypotheses=2, hypothesis_tokens=40
+    )
+    assert [a.outcome.hits for a in some.answered] != [a.outcome.hits for a in dense.answered]
+    assert not any(a.error for a in some.answered)
+
+
+def test_hyde_by_vectors_on_a_word_index_says_what_to_do(world) -> None:
+    with pytest.raises(QuarryError, match="bm25 searches by words.*combine: text"):
+        world.serve(
+            hyde, QUESTIONS[:1], encoder="e", combine="mean", hypotheses=1, hypothesis_tokens=9
+        )
+
+
+def sentences_asked(loop: Loop, qid: str) -> int:
+    """How many look-aheads and sentences anew there were."""
+    rows = loop.effects.select(["qid", "kind", "request"]).to_pylist()
+    asked = [json.loads(r["request"]) for r in rows if (r["qid"], r["kind"]) == (qid, LLM.__name__)]
+    return sum("doubt_below" in request for request in asked)
+
+
+def test_flare_at_theta_0_searches_once_with_the_question(world) -> None:
+    once = world.serve(rag, k=5)
+    loop = world.serve(flare, theta=0.0, sentence_tokens=48, sentences=4)
+    for a, b in zip(loop.answered, once.answered, strict=True):
+        assert (a.counts.rounds, a.outcome.hits, a.outcome.docids) == (
+            1, b.outcome.hits, b.outcome.docids
+        )  # fmt: skip
+    assert sum(sentences_asked(loop, a.qid) for a in loop.answered) > len(QUESTIONS)
+
+
+def test_flare_above_theta_1_searches_at_every_sentence(world) -> None:
+    """Every look-ahead but an empty one is followed by a search and its sentence anew."""
+    loop = world.serve(flare, theta=1.5, sentence_tokens=48, sentences=3)
+    for a in loop.answered:
+        assert a.counts.rounds == 1 + sentences_asked(loop, a.qid) // 2 > 1
+        n_said = 2 * (a.counts.rounds - 1)
+        assert sentences_asked(loop, a.qid) in (n_said, n_said + 1)
+
+
+@pytest.mark.parametrize("method", LOOPS, ids=name_of)
+def test_a_full_log_replays_without_a_call_of_model_or_index(world, method) -> None:
+    class Silent:
+        def __init__(self, tool: Any) -> None:
+            self.fingerprint, self.context = tool.fingerprint, getattr(tool, "context", None)
+            self.count_tokens = getattr(tool, "count_tokens", None)
+
+    values = {"hypotheses": 2, "hypothesis_tokens": 30} if method is hyde else {}
+    first = world.serve(method, **values)
+    silent = Tools(Silent(world.tools.generator), Silent(world.tools.retriever))
+    again = world.serve(method, tools=silent, replay=first.effects, **values)
+    assert again.answered == first.answered and again.effects.equals(first.effects)
+    assert all(a.error == "" and a.outcome.stop_reason for a in first.answered)
