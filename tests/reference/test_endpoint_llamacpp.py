@@ -55,6 +55,17 @@ def test_texts_and_costs_are_those_of_the_same_model_here(remote) -> None:
     assert (cut.finish, cut.tokens_out) == ("length", 3)
 
 
+def test_doubts_span_the_tokens_of_a_text_streamed_or_not(remote) -> None:
+    request = Request(SHOTS + "Q: Who wrote Crime and Punishment?\nA:", 12, ("\n",))
+    asked = request._replace(doubt_below=(0.0, 0.5, 1.0))
+    [got] = remote.generate([asked])
+    [streamed] = [e.done for e in remote.stream(Script({0: [("a", asked)]})) if e.done]
+    assert got == streamed and got._replace(doubts=()) == remote.generate([request])[0]
+    never, some, always = got.doubts
+    assert never == () and always == ((0, len(got.text)),)
+    assert all(0 <= start < end <= len(got.text) for start, end in some)
+
+
 def test_a_seed_gives_one_text(remote) -> None:
     requests = [Request("My favourite food is", 8, temperature=1.0, seed=s) for s in (1, 2, 1)]
     one, two, again = remote.generate(requests)

@@ -42,11 +42,15 @@ class World:
         self.tools = Tools(open_generator(tiny_lm(folder / "lm", context=4096)), index)
         self.library = Library(self.passages, self.tools.generator.count_tokens)
 
-    def serve(self, method: Any, questions=QUESTIONS, *, tools=None, replay=None, **values) -> Loop:
+    def serve(
+        self, method: Any, questions=QUESTIONS, *, tools=None, replay=None, batch=None,
+        max_active=64, **values,
+    ) -> Loop:  # fmt: skip
         # one token is one byte here
         params = params_of(method, **{"k": 5, "prompt_tokens": 3000, **values})
         strategy = partial(method.strategy, params=params, library=self.library)
-        return run_loop(strategy, questions, tools or self.tools, replay=replay)
+        how = {"replay": replay, "batch": batch, "max_active": max_active}
+        return run_loop(strategy, questions, tools or self.tools, **how)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,15 @@ def test_flare_above_theta_1_searches_at_every_sentence(world) -> None:
         assert a.counts.rounds == 1 + sentences_asked(loop, a.qid) // 2 > 1
         n_said = 2 * (a.counts.rounds - 1)
         assert sentences_asked(loop, a.qid) in (n_said, n_said + 1)
+
+
+@pytest.mark.parametrize("method", LOOPS, ids=name_of)
+def test_one_by_one_gives_what_a_batch_gives(world, method) -> None:
+    """With a real model: texts, doubts, choices, samples, rankings, all that the log holds."""
+    values = {"hypotheses": 2, "hypothesis_tokens": 30} if method is hyde else {}
+    together = world.serve(method, **values)
+    alone = world.serve(method, QUESTIONS[::-1], batch=1, max_active=1, **values)
+    assert alone.effects.equals(together.effects) and alone.answered == together.answered
 
 
 @pytest.mark.parametrize("method", LOOPS, ids=name_of)

@@ -1,5 +1,6 @@
 """The loop engine: lock-step ticks, replay, cache, budgets, isolation. Models here are fakes."""
 
+import math
 import random
 
 import numpy as np
@@ -18,6 +19,7 @@ from stages.effects import (
     Search,
     pick,
     read_result,
+    write_request,
     write_result,
 )
 from stages.errors import QuarryError, Refused
@@ -542,3 +544,25 @@ def test_the_request_of_a_greedy_text_has_no_seed_of_its_question():
     run_loop(note_taking, QUESTIONS, t)
     assert {r.seed for b in t.generator.batches for r in b} == {0}
     assert all(isinstance(r, Request) for b in t.generator.batches for r in b)
+
+
+@pytest.mark.parametrize(("delta", "chosen"), [(0.2, 1), (0.299, 1), (0.3, 0), (0.5, 0)])
+def test_of_two_the_second_is_chosen_above_a_share_of_delta(delta, chosen):
+    """Shares of 0.7 and 0.3: at delta = 0.3 they weigh alike, and the first is chosen."""
+    logps = [math.log(0.7 * 0.01), math.log(0.3 * 0.01)]
+    assert pick(logps, (delta, 1 - delta)) == chosen
+
+
+def test_weights_reach_the_tool_and_are_written_only_where_given():
+    class Certain(FakeLLM):
+        def choose(self, prompts, options):
+            return [[math.log(0.7), math.log(0.3)] for _ in prompts]
+
+    def decide(question):
+        plain, heavy = yield [Choice("p", ["no", "yes"]), Choice("p", ["no", "yes"], (0.2, 0.8))]
+        return Outcome(f"{plain}{heavy}")
+
+    loop = run_loop(decide, [Question("q", "")], Tools(Certain()))
+    assert loop.answered[0].outcome.answer == "01"
+    assert write_request(Choice("p", ["no"])) == '{"options": ["no"], "prompt": "p"}'
+    assert "weights" in loop.effects["request"][1].as_py()
