@@ -12,6 +12,7 @@ from stages.effects import LLM, Hint, Outcome, Question, Search
 from stages.errors import QuarryError, Refused
 from stages.index import open_index
 from stages.loop import run_loop
+from stages.serve.prefetch.budget import fit
 from stages.serve.prefetch.engine import open_engine
 from stages.tools import Tools
 from stages.types import Generation, Request, TokenEvent
@@ -277,6 +278,26 @@ def test_a_hint_returns_at_once_and_raises_nothing(open_it) -> None:
     engine.prefetch("volcano")
     with pytest.raises(QuarryError, match="was closed"):
         engine.search(["volcano"], 1)
+
+
+def test_what_it_observed_fits_the_latency_model(open_it) -> None:
+    engine = open_it(budget=SOME, throttle=(2e7, 0.0))
+    engine.search(["bridge"], 3)  # no window: no trace
+    for query in ("volcano", "a river in Norway", "glacier"):
+        engine.begin()
+        engine.prefetch(query)
+        settle(engine)
+        engine.search([query, "an island near Japan"], 3)
+        engine.end_request()
+    traces = engine.traces()
+    assert len(traces) == 3 and all(len(t.needed) == 2 * 3 for t in traces)
+    first = traces[0]
+    assert np.isfinite(first.needed).all() and first.copied_bytes <= SOME
+    resident = first.needed <= first.copied_bytes
+    assert first.misses == 6 - resident.sum(), "from an empty tier the model is exact"
+    model = fit(traces)
+    assert 0 < model.bandwidth <= 2e7 and model.n == 6 and model.miss(0) == 1
+    assert model.best_budget(room=SOME) <= SOME
 
 
 # -- versions -------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.clusters import Floats, Ints
+from stages.clusters import Floats, Ints, nearest_clusters
 from stages.errors import QuarryError, Refused
+from stages.serve.prefetch.budget import Trace, needed_bytes
 from stages.serve.prefetch.hybrid import SearchStats
 from stages.serve.prefetch.prefetcher import Handle
 from stages.serve.prefetch.version import Settings, Version, check
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 class Observed(NamedTuple):
     """A search and the window before it, for the latency model (``budget.py``)."""
 
+    of: str  # the version's fingerprint
     ranked: Ints | None  # (q_in, depth); None: no window
     probed: Floats  # (q_out, d) query vectors
     window_s: float
@@ -152,8 +154,8 @@ class PrefetchEngine:
             with self._lock:
                 window = self._close_window()
             if self.settings.strategy == "runtime":
-                handle = version.prefetcher.start(vectors, self.settings.budget)
-                handle.wait()
+                version.prefetcher.start(vectors, self.settings.budget).wait()
+                version.hot.finish()
             try:
                 found, stats = version.search(vectors, k)
             except QuarryError as error:
@@ -161,19 +163,24 @@ class PrefetchEngine:
                 if len(queries) == 1:
                     return [error]
                 return [hits for query in queries for hits in self.search_each([query], k)]
-            self._note(window, vectors, stats, start)
+            self._note(version, window, vectors, stats, start)
             return found
 
     def _note(
-        self, window: "_Window | None", vectors: Floats, stats: SearchStats, start: float
+        self,
+        version: Version,
+        window: "_Window | None",
+        vectors: Floats,
+        stats: SearchStats,
+        start: float,
     ) -> None:
         handle = window.handle if window else Handle(0)
         window_s = start - window.opened if window else 0.0
-        copy_s = sum(c.end - c.start for c in handle.copies)
+        copy_s = sum(c.end - c.start for c in list(handle.copies))
         self.observed.append(
             Observed(
-                handle.ranked, vectors, window_s, handle.nbytes, copy_s, stats, start,
-                time.perf_counter(),
+                version.fingerprint, handle.ranked, vectors, window_s, handle.nbytes, copy_s,
+                stats, start, time.perf_counter(),
             )
         )  # fmt: skip
         self._totals.add(stats)
@@ -230,6 +237,24 @@ class PrefetchEngine:
             "evicted": copied.evicted, "clusters": len(resident), "resident": int(resident.sum()),
             "resident_pages": int(hot.pages_of[resident].sum()), "pages": hot.capacity,
         }  # fmt: skip
+
+    def traces(self) -> list[Trace]:
+        """The searches that had a window before them, for ``budget.fit``; the last 1,024.
+
+        Those of the version that serves now, and as if the hot tier had been empty.
+        """
+        version = self._version
+        file = version.cold.file
+        traces = []
+        for o in list(self.observed):
+            if o.ranked is None or o.of != version.fingerprint:
+                continue
+            probed = nearest_clusters(o.probed, file.centroids, version.nprobe)
+            needed = needed_bytes(o.ranked, probed, file.nbytes)
+            misses = int(o.stats.misses.sum())
+            measured = (o.window_s, o.copied_bytes, o.copy_s, misses, o.stats.cold_s, o.stats.hot_s)
+            traces.append(Trace(needed, *measured))
+        return traces
 
     def timeline(self, since: float = 0.0) -> list[dict[str, float | str]]:
         """Copies and searches that ended after ``since`` (``time.perf_counter``), by start."""

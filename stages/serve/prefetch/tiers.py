@@ -10,7 +10,6 @@ survivors of an eviction together.
 """
 
 import contextlib
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from stages.clusters import Batch, Bytes, ClusterFile, Codec, Floats, Ints, spans_of
 from stages.errors import QuarryError
+from stages.serve.prefetch.pages import PageTable
 from stages.serve.prefetch.scan import Lists
 
 PAGE = 64  # vectors; faiss takes them in groups of up to 16, so whole pages keep its last bits
@@ -66,7 +66,11 @@ class Hot(Protocol):
     pages_of: Ints  # (nlist,) pages that each cluster needs
 
     def put(self, codes: dict[int, Bytes]) -> list[int]:
-        """Make these clusters resident; those that there was room for."""
+        """Make these clusters resident, at once or soon; those that there was room for."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until all that was put is resident."""
         ...
 
     def evict(self, clusters: Sequence[int] | Ints) -> None:
@@ -185,76 +189,48 @@ class PagedTier:
             self._lists.reserve(self.capacity, page)
         except MemoryError as e:
             raise _refused(file.name, nbytes, "the system refused") from e
-        self._lock = threading.Lock()
-        self._table = np.full((len(file.sizes), max(1, self.pages_of.max(initial=1))), -1)
-        self._free = list(range(self.capacity))[::-1]
-        self._tickets = itertools.count()
-        self._searching: set[int] = set()  # tickets of running searches
-        self._leaving: list[tuple[int, list[int]]] = []  # (ticket, pages) of evictions
+        self._pages = PageTable(self.pages_of, self.capacity)
 
     def put(self, codes: dict[int, Bytes]) -> list[int]:
         """See ``Hot``. All of them appear at once, when the last one is complete."""
         placed: dict[int, list[int]] = {}
         for cluster, block in codes.items():
-            if self._table[cluster, 0] >= 0 or (pages := self._take(cluster)) is None:
+            if self._pages.table[cluster, 0] >= 0:
+                continue
+            if (pages := self._pages.take(cluster)) is None:
                 continue
             start = int(self._file.offsets[cluster])
             for i, page in enumerate(pages):
                 part = block[i * self._page : (i + 1) * self._page]
-                ids = np.arange(start, start + len(part))
-                self._lists.fill(page, part, ids)
+                self._lists.fill(page, part, np.arange(start, start + len(part)))
                 start += len(part)
             placed[cluster] = pages
-        table = self._table.copy()  # running searches keep the one they have
-        for cluster, pages in placed.items():
-            table[cluster, : len(pages)] = pages
-        self._table = table
+        self._pages.publish(placed)
         return list(placed)
 
-    def _take(self, cluster: int) -> list[int] | None:
-        n = int(self.pages_of[cluster])
-        with self._lock:
-            self._reclaim()
-            return [self._free.pop() for _ in range(n)] if n <= len(self._free) else None
+    def finish(self) -> None:
+        """See ``Hot``: ``put`` comes back when its clusters are there."""
 
     def evict(self, clusters: Sequence[int] | Ints) -> None:
         """See ``Hot``."""
-        table = self._table.copy()
-        pages = table[clusters]
-        table[clusters] = -1
-        with self._lock:
-            self._table = table
-            self._leaving.append((next(self._tickets), pages[pages >= 0].tolist()))
-            self._reclaim()
-
-    def _reclaim(self) -> None:
-        """Free the pages of evictions that every running search has come after."""
-        oldest = min(self._searching, default=next(self._tickets))
-        while self._leaving and self._leaving[0][0] < oldest:
-            self._free += self._leaving.pop(0)[1]
+        self._pages.evict(clusters)
 
     def free_pages(self) -> int:
         """See ``Hot``."""
-        with self._lock:
-            self._reclaim()
-            return len(self._free)
+        return self._pages.n_free()
 
     def resident(self) -> npt.NDArray[np.bool_]:
         """See ``Hot``."""
-        return (self._table[:, 0] >= 0) | (self._file.sizes == 0)
+        return (self._pages.table[:, 0] >= 0) | (self._file.sizes == 0)
 
     @contextlib.contextmanager
     def held(self) -> Iterator["_HeldPages"]:
         """See ``Hot``."""
-        with self._lock:
-            ticket, table = next(self._tickets), self._table
-            self._searching.add(ticket)
+        ticket, table = self._pages.enter()
         try:
             yield _HeldPages(self._lists, table, self._file)
         finally:
-            with self._lock:
-                self._searching.discard(ticket)
-                self._reclaim()
+            self._pages.leave(ticket)
 
 
 class _HeldPages(NamedTuple):
