@@ -122,6 +122,10 @@ def test_a_choice_is_made_between_token_steps_of_a_running_text(generator, desk)
     assert text[1].wait(60) and choice[1].wait(60)
     (logps,) = generator.choose([asked.prompt], [list(asked.options)])
     assert choice[0] == [logps.index(max(logps))]
+    other = listen()
+    weights = (1e-9, 1.0) if choice[0] == [0] else (1.0, 1e-9)
+    desk.submit(asked._replace(weights=weights), other[2])
+    assert other[1].wait(60) and other[0] == [1 - choice[0][0]], "an option may weigh more"
     alone = generator.generate([Request(LONG, 100)])[0]
     assert text[0][-1] == alone, "the text is what it is without the choice"
 

@@ -118,7 +118,8 @@ class Driver:
         return said
 
     def _show_evidence(self, step: Step, value: Any) -> None:
-        if isinstance(step.effect, Search) and step.effect.unit == "passage":
+        shown = isinstance(step.effect, Search) and step.effect.unit == "passage"
+        if shown and not isinstance(value, Refused):
             hits = self._opened.shelf.corpus.describe(value)
             query = _one_text(step.effect.query)
             self._emit("evidence", {"no": step.no, "query": query, "hits": hits})

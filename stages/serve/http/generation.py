@@ -11,11 +11,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from stages.effects import Choice, pick
+from stages.effects import Choice
 from stages.errors import QuarryError
 from stages.lm import LocalGenerator
+from stages.tools import Tools
 from stages.types import Generation, Generator, Request, TokenEvent
 
 log = logging.getLogger(__name__)
@@ -151,10 +151,9 @@ class _Lane:
             n = min(len(desk.choices), CHOICES if self.rows is None else 1)
             calls = [desk.choices.popleft() for _ in range(n)]
         for call in [c for c in calls if not c.given_up]:
-            asked: Any = call.asked
             try:
-                logps = desk.generator.choose([asked.prompt], [list(asked.options)])
-                call.hear(pick(logps[0], asked.weights))
+                ((_, value),) = Tools(generator=desk.generator).run([call.asked])
+                call.hear(value)
             except Exception as error:
                 call.hear(error)
 
