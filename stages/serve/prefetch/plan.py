@@ -59,9 +59,11 @@ def plan(
     if len(taken) < len(new):
         refused = np.setdiff1d(np.arange(len(new)), taken)
         end = 1 + max(new[taken[-1]] if len(taken) else 0, new[refused[0]])
-    is_hit = np.ones(end, dtype=bool)
-    is_hit[new[new < end]] = False
-    return Plan(visits[new[taken]], visits[:end][is_hit])
+    there = resident.copy()
+    there[visits[new[taken]]] = True
+    is_hit = there[visits]
+    is_hit[new[taken]] = False  # the visit that planned it
+    return Plan(visits[new[taken]], visits[:end][is_hit[:end]])
 
 
 def take_in_order(costs: Ints, limits: Ints) -> Ints:
