@@ -13,19 +13,31 @@ from stages.shell import Task
 from stages.tables import read_table, write_table
 from stages.tools import Tools
 
+MIB = 2**20
+
 
 def open_tools(task: Task, values: asked.Served) -> Tools:
-    """The index and the generator that an entry names."""
-    generator = retriever = None
-    if index := task.slot("index", values.index):
+    """The index and the generator that an entry names; hints go where clusters are fetched."""
+    generator = retriever = prefetch = None
+    index, encoder = task.slot("index", values.index), task.slot("finetune", values.encoder)
+    if index and values.ahead:
+        from stages.serve.prefetch.engine import open_engine
+
+        how = values.ahead
+        retriever = open_engine(
+            index, encoder, hot_bytes=how.hot_mib * MIB, budget=how.budget_mib * MIB,
+            strategy=how.strategy, cache_fraction=how.cache_fraction, depth=how.depth,
+        )  # fmt: skip
+        prefetch = retriever.prefetch
+    elif index:
         from stages.index import open_index
 
-        retriever = open_index(index, task.slot("finetune", values.encoder))
+        retriever = open_index(index, encoder)
     if model := task.slot("finetune", values.model):
         from stages.lm import open_generator
 
         generator = open_generator(model, threads=values.threads)
-    return Tools(generator, retriever)
+    return Tools(generator, retriever, prefetch=prefetch)
 
 
 def make(task: Task, folder: Path) -> dict[str, float]:
@@ -50,12 +62,13 @@ def make(task: Task, folder: Path) -> dict[str, float]:
             store=store if method.TRACED else None, trace=method.TRACED,
         )  # fmt: skip
         seconds = time.perf_counter() - start
+    ahead = tools.retriever.stats() if values.ahead else {}
     written.check_failures(loop.answered)
     write_table(written.write_run(loop.answered, values.k), folder, "runs")
     write_table(written.write_answers(loop.answered), folder, "answers")
     write_table(loop.effects, folder, "effects")
     shell.write_json(folder / "stats.json", written.count(loop))
-    return written.measure(loop.ticks, len(questions), seconds)
+    return written.measure(loop.ticks, len(questions), seconds) | ahead
 
 
 def run_folder(task: Task) -> Path:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from stages.digest import uniform
 from stages.effects import Question
@@ -24,6 +24,20 @@ def _is_named(slot: str) -> str:
 Named = Annotated[str, AfterValidator(_is_named)]  # a slot that a strategy cannot do without
 
 
+class Ahead(Entry):
+    """How an index of kind ``clustered`` is served from its file, with clusters fetched ahead.
+
+    It finds what the same entry finds without this; scores are faiss's, in float32, where an index
+    in memory computes them again in float64. What is fetched when changes no result.
+    """
+
+    hot_mib: PositiveInt = 256  # of clusters in memory
+    budget_mib: NonNegativeInt = 64  # that one window may copy
+    strategy: Literal["gradual", "all", "once", "runtime", "none"] = "gradual"  # when it copies
+    cache_fraction: float = Field(0.5, ge=0, le=1)  # of hot_mib; what stays between requests
+    depth: PositiveInt = 1024  # clusters of a hint's list that are looked at
+
+
 class Served(Entry):
     """The keys that every entry of 'serve' has."""
 
@@ -36,6 +50,7 @@ class Served(Entry):
     questions: PositiveInt | None = None  # a sample of so many, by hash of the qid; none: all
     k: PositiveInt = 100  # documents per question in the run
     max_active: PositiveInt = 256  # questions open at once
+    ahead: Ahead | None = None  # none: the whole index is in memory
 
 
 def pick_questions(queries: pa.Table, split: str, n: int | None) -> list[Question]:

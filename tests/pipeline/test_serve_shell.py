@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from encoders import tiny_bert
 from language_models import reference, tiny_lm
 from rooms import files, run_room, write_params
 from strategies import passages_table
@@ -179,3 +181,32 @@ def test_what_is_missing_is_said_and_nothing_is_written(entry, break_it, message
         run_room("serve", entry)
     assert message in capsys.readouterr().err
     assert not Path("data/runs/c").exists() or files(Path("data/runs/c")) == []
+
+
+def test_clusters_fetched_ahead_change_no_result(monkeypatch):
+    """Of an index in memory, and of one that is read while the model writes."""
+    prepare(texts=[f"{text} No {i}." for i in range(12) for text in TEXTS])
+    tiny_bert(Path("data/finetune/bert"))
+    slots = dict(corpus="c", model="bert")
+    loop = RAG | dict(
+        strategy="iter_retgen", index="near", encoder="bert", questions=4, rounds=2, max_active=1
+    )
+    write_params(
+        index={
+            "lists": slots | dict(kind="centroids", centroids="none", nlist=8),
+            "near": slots | dict(kind="clustered", centroids="lists", nprobe=3),
+        },
+        serve={"whole": loop, "ahead": loop | {"ahead": {"hot_mib": 1, "budget_mib": 1}}},
+    )
+    for room, entry in (("index", "lists"), ("index", "near"), ("serve", "whole")):
+        run_room(room, entry)
+    monkeypatch.setenv("QUARRY_RECORDS", "empty")
+    run_room("serve", "ahead")
+    (whole, _), (ahead, _) = written("whole"), written("ahead")
+    assert ahead["answers"] == whole["answers"] and whole["runs"].num_rows
+    for column in ("qid", "docid", "rank"):
+        assert ahead["runs"][column] == whole["runs"][column]
+    np.testing.assert_allclose(ahead["runs"]["score"], whole["runs"]["score"], rtol=1e-6)
+    facts = json.loads(Path(".quarry/timings/serve/ahead.json").read_text())
+    assert facts["windows"] == 4  # a question's first round hints at its second
+    assert facts["hits"] > 0 and facts["copied_bytes"] > 0
