@@ -169,9 +169,9 @@ class Asking(NamedTuple):
         return None
 
     def refuse(self, q: OpenQuestion, refusal: Exception) -> None:
-        """Throw it at the strategy; the second time at the same limit is the question's end."""
+        """Throw it at the strategy; the third time at the same limit is the question's end."""
         if isinstance(refusal, BudgetSpent):
-            if refusal.limit in q.refused:
+            if q.refused.count(refusal.limit) == 2:
                 q.end = Outcome(stop_reason=f"budget_{q.refused[0]}")
                 return
             q.refused.append(refusal.limit)

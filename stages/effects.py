@@ -112,8 +112,9 @@ Steps = Coroutine[Effect | list[Effect], Any, Outcome]
 class BudgetSpent(Exception):
     """Thrown into a strategy at the yield that would exceed a limit.
 
-    Uncaught, it ends the question. A strategy may catch it once per limit, to answer from what
-    it has; either way the question's stop reason is ``budget_<limit>``.
+    Uncaught, it ends the question. A strategy may catch it twice per limit: to leave its loop and
+    answer from what it has, and, if that is too much as well, to end with what it found. In any
+    case the question's stop reason is ``budget_<limit>``.
     """
 
     def __init__(self, limit: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import PositiveInt
 
-from stages.effects import LLM, Choice, Effect, Question, Search
+from stages.effects import LLM, BudgetSpent, Choice, Effect, Question, Search
 from stages.loop import Budget
 from stages.prompts import STOP, Order, cut_passages, fit_passages, rag_prompt
 from stages.serve.asked import Library, Named, Served
@@ -60,11 +60,26 @@ def read(
         return rag_prompt(question.text, shown, params.order)
 
     shown = fit_passages(passages, params.prompt_tokens, library.count_tokens, prompt)
+    return (yield from say(question, prompt(shown), params)), shown
+
+
+def say(question: Question, prompt: str, params: Reads) -> Part[str]:
+    """The line that follows the prompt, or the likeliest option."""
     if question.options:
-        chosen = yield Choice(prompt(shown), [f" {option}" for option in question.options])
-        return question.options[chosen], shown
-    reply = yield LLM(Request(prompt(shown), params.max_tokens, STOP))
-    return reply.text.strip(), shown
+        chosen = yield Choice(prompt, [f" {option}" for option in question.options])
+        return question.options[chosen]
+    reply = yield LLM(Request(prompt, params.max_tokens, STOP))
+    return reply.text.strip()
+
+
+def read_last(
+    question: Question, passages: Sequence[Passage], params: Reads, library: Library
+) -> Part[tuple[str, list[Passage]]]:
+    """What ``read`` gives; nothing where that is beyond the budget: what was found stays found."""
+    try:
+        return (yield from read(question, passages, params, library))
+    except BudgetSpent:
+        return "", []
 
 
 def rank_together(runs: Sequence[Sequence[Hit]], k: int) -> Sequence[Hit]:

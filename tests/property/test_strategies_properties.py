@@ -13,6 +13,7 @@ from strategy_worlds import LOOPS, library_of, name_of, params_of
 from stages.digest import uniform
 from stages.effects import Question
 from stages.loop import Budget, run_loop
+from stages.serve.strategies import hyde
 from stages.tools import Tools
 from stages.types import Generation
 
@@ -114,6 +115,17 @@ def test_out_of_searches_a_strategy_answers_from_what_it_has(method, budget) -> 
     spent = [a for a in loop.answered if a.outcome.stop_reason.startswith("budget_")]
     for a in spent:
         assert a.outcome.hits and a.counts.rounds == 1 and a.counts.llm_calls >= 1
+
+
+@every
+@pytest.mark.parametrize("n", range(1, 6))
+def test_out_of_calls_a_strategy_keeps_what_it_found(method, n) -> None:
+    values = {"hypotheses": 1} if method is hyde else {}  # eight at once are refused at once
+    loop = serve(method, many(12), values=values, budget=Budget(max_llm_calls=n))
+    spent = [a for a in loop.answered if a.outcome.stop_reason == "budget_llm_calls"]
+    for a in spent:
+        assert a.counts.llm_calls == n and a.error == ""
+        assert bool(a.outcome.hits) == (a.counts.searches > 0)
 
 
 @every

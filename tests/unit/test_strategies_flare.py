@@ -105,7 +105,7 @@ def test_flare_stops_and_asks_for_the_answer_that_no_sentence_states(
 ) -> None:
     played = play(flare, Q, says=says, finish=finish, sentences=3)
     assert (played.outcome.stop_reason, played.outcome.memory) == (reason, draft)
-    assert played.outcome.answer == says[-1].strip(" .")
+    assert played.outcome.answer == says[-1].strip()
     asked = f"{draft} So the answer is".strip()
     assert played.asked[-1] == LLM(Request(reason_prompt(Q, [], asked), 16, STOP))
 

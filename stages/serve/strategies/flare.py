@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from stages.effects import LLM, BudgetSpent, Choice, Hint, Outcome, Question, Steps
+from stages.effects import LLM, BudgetSpent, Hint, Outcome, Question, Steps
 from stages.prompts import STOP, fit_passages, reason_prompt, span_question_prompt
 from stages.serve.asked import Library
 from stages.serve.reading import (
@@ -23,6 +23,7 @@ from stages.serve.reading import (
     Reads,
     first_sentence,
     rank_together,
+    say,
     searches,
     show,
     stated_answer,
@@ -96,11 +97,11 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
         pass  # answer from what is said
     shown = fitting()
     final = write_prompt(shown, "So the answer is")
-    if question.options:
-        chosen = yield Choice(final, [f" {option}" for option in question.options])
-        answer = question.options[chosen]
-    elif answer is None:
-        answer = (yield LLM(Request(final, params.max_tokens, STOP))).text.strip(" .")
+    if question.options or answer is None:
+        try:
+            answer = yield from say(question, final, params)
+        except BudgetSpent:
+            answer = ""
     docids = [p.docid for p in shown]
     return Outcome(answer, " ".join(said), docids, rank_together(runs, params.k), stop_reason)
 

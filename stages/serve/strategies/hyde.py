@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from stages.effects import LLM, Hint, Outcome, Question, Steps
 from stages.prompts import STOP, hypothesis_prompt
 from stages.serve.asked import Library
-from stages.serve.reading import Reads, read, searches, show
+from stages.serve.reading import Reads, read_last, searches, show
 from stages.shell import NONE
 from stages.types import Request
 
@@ -53,5 +53,5 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
         query if params.combine == "mean" and made_up else " ".join(query), params
     )
     passages = show(hits, params, library)
-    answer, shown = yield from read(question, passages, params, library)
+    answer, shown = yield from read_last(question, passages, params, library)
     return Outcome(answer, "\n".join(made_up), [p.docid for p in shown], run)

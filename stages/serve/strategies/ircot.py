@@ -22,7 +22,7 @@ from stages.serve.reading import (
     Reads,
     first_sentence,
     rank_together,
-    read,
+    read_last,
     searches,
     show,
     stated_answer,
@@ -79,7 +79,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
                 break
     except BudgetSpent:
         pass  # read what there is
-    answer, shown = yield from read(question, latest_first(rounds), params, library)
+    answer, shown = yield from read_last(question, latest_first(rounds), params, library)
     return Outcome(
         answer, " ".join(chain), [p.docid for p in shown], rank_together(runs, params.k),
         stop_reason,

@@ -16,7 +16,15 @@ from pydantic import NonNegativeInt, PositiveInt
 from stages.effects import LLM, BudgetSpent, Choice, Hint, Outcome, Question, Steps
 from stages.prompts import NO_YES, STOP, enough_prompt, step_prompt
 from stages.serve.asked import Library
-from stages.serve.reading import Reads, first_sentence, rank_together, read, searches, show
+from stages.serve.reading import (
+    Reads,
+    first_sentence,
+    rank_together,
+    read,
+    read_last,
+    searches,
+    show,
+)
 from stages.types import Hit, Passage, Request
 
 TRACED = True
@@ -64,7 +72,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     except BudgetSpent:
         pass  # answer from what there is; the engine names the limit
     notes = [Passage("", asked, answer) for asked, answer in reversed(steps)]
-    answer, shown = yield from read(question, [*notes, *passages], params, library)
+    answer, shown = yield from read_last(question, [*notes, *passages], params, library)
     return Outcome(
         answer, "\n".join(" ".join(step) for step in steps),
         [p.docid for p in shown if p.docid], rank_together(runs, params.k), stop_reason,

@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt
 
 from stages.effects import Outcome, Question, Steps
 from stages.serve.asked import Library
-from stages.serve.reading import Reads, read, searches, show
+from stages.serve.reading import Reads, read_last, searches, show
 from stages.types import Hit, Passage
 
 TRACED = True
@@ -34,5 +34,5 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     if params.passages:
         hits, run = yield searches(question.text, params)
         passages = show(hits, params, library)
-    answer, shown = yield from read(question, passages, params, library)
+    answer, shown = yield from read_last(question, passages, params, library)
     return Outcome(answer, docids=[p.docid for p in shown], hits=run)

@@ -16,7 +16,7 @@ from pydantic import Field
 from stages.effects import Choice, Hint, Outcome, Question, Steps
 from stages.prompts import NO_YES, look_up_prompt
 from stages.serve.asked import Library
-from stages.serve.reading import Reads, read, searches, show
+from stages.serve.reading import Reads, read_last, searches, show
 from stages.types import Hit, Passage
 
 TRACED = True
@@ -41,6 +41,6 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     if wanted:
         hits, run = yield searches(question.text, params)
         passages = show(hits, params, library)
-    answer, shown = yield from read(question, passages, params, library)
+    answer, shown = yield from read_last(question, passages, params, library)
     memory = "retrieved" if wanted else "not retrieved"
     return Outcome(answer, memory, [p.docid for p in shown], run)

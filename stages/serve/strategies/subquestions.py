@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from stages.effects import LLM, Hint, Outcome, Question, Steps
 from stages.prompts import STOP, subquestions_prompt
 from stages.serve.asked import Library
-from stages.serve.reading import Reads, rank_together, read, searches, show
+from stages.serve.reading import Reads, rank_together, read_last, searches, show
 from stages.text import split_sentences
 from stages.types import Request
 
@@ -40,7 +40,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     hits = rank_together(found[0::2], params.passages)
     run = rank_together(found[1::2], params.k)
     passages = show(hits, params, library)
-    answer, shown = yield from read(question, passages, params, library)
+    answer, shown = yield from read_last(question, passages, params, library)
     stop_reason = "fixed" if parts else "no_query"
     return Outcome(answer, "\n".join(queries), [p.docid for p in shown], run, stop_reason)
 
