@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.asking import NO_LIMIT, Answered, Asking
 from stages.effects import Question, Search
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.serve.asked import Served
 from stages.serve.http.bodies import AnswerBody, Emit, SearchBody
 from stages.serve.http.catalogue import Catalogue, Entry, Opened, Unavailable
@@ -57,6 +57,8 @@ class Service:
             async with asyncio.timeout(self._limits.search_seconds):
                 future = opened.searcher.submit(Search(body.query, body.k), tools)
                 found = await asyncio.wrap_future(future)
+            if isinstance(found, Refused):  # a cluster that cannot be read, say
+                raise found
             searched = time.perf_counter()
             hits = opened.shelf.corpus.describe(found)
         ended = time.perf_counter()
