@@ -13,7 +13,7 @@ from stages.index import KINDS, open_index
 from stages.index.centroids import pin, train
 from stages.tables import empty_table
 
-SEARCHED = ["bm25", "splade", "flat", "ivf"]
+SEARCHED = ["bm25", "splade", "flat", "ivf", "clustered"]
 QUERIES = ["volcano", "a river in the Alps", "Mount Fuji", "when was it climbed", ""]
 
 
@@ -24,7 +24,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def build(folder: Path, kind: str, passages, store: Path, **values) -> SimpleNamespace:
-    if kind == "ivf":
+    if kind in ("ivf", "clustered"):
         cut = built(folder, "centroids", passages, store=store, nlist=3)
         values = {"centroids": cut.path, "nprobe": 2, **values}
     return built(folder, kind, passages, store=store, **values)
@@ -133,7 +133,7 @@ def test_what_is_no_index_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
 
 def test_no_array_of_an_index_needs_unpickling(mountains) -> None:
     for file in mountains.path.glob("*.npy"):
-        assert np.load(file, allow_pickle=False).dtype.kind in "if"
+        assert np.load(file, allow_pickle=False).dtype.kind in "iuf"
     meta = json.loads((mountains.path / "meta.json").read_text(encoding="utf-8"))
     assert meta["passages"] == len(MOUNTAINS) and meta["kind"] in KINDS
 
