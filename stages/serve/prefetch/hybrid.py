@@ -83,7 +83,8 @@ class HybridIVF:
         if not exact:
             scores, places, more = self._rescore(queries, places)
             nbytes += more
-        scores, places = k_best(scores, places, k, file.rows)
+        if not exact or n_candidates < k:
+            scores, places = k_best(scores, places, k, file.rows)
         rows = np.where(places >= 0, file.rows[places] if len(file.rows) else -1, -1)
         n_hits = hit.sum(1)
         took = (middle - start, time.perf_counter() - middle)
