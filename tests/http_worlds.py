@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import orjson
 import uvicorn
+from index_worlds import encoder_dir
+from rooms import run_room, write_params
 from strategies import passages_table
 
 from stages.serve.http.app import make_app
@@ -26,6 +28,15 @@ DEFAULT = Limits()
 RAG = SEARCH | dict(strategy="rag", model="lm", passage_tokens=20, max_tokens=8)
 
 
+TOWNS = ["Lyon", "Turin", "Porto", "Graz", "Bonn", "Oslo", "Rome", "Kyoto", "Lima", "Cairo"]
+ABOUT_TOWNS = [f"{town} has a {thing}." for town in TOWNS for thing in ("port", "tower", "market")]
+DENSE = dict(corpus="c", model="minilm", centroids="none")
+LOOKS = RAG | dict(
+    strategy="hyde", index="clusters", encoder="minilm", hypotheses=1, hypothesis_tokens=60,
+    temperature=0.0, passages=3, k=5,
+)  # fmt: skip
+
+
 def write_corpus(texts: list[str], locator: str = "towns.txt") -> None:
     """data/ingest/c of the project in the current folder."""
     folder = Path("data/ingest/c")
@@ -38,6 +49,21 @@ def write_corpus(texts: list[str], locator: str = "towns.txt") -> None:
         for d in passages["parent"].to_pylist()
     ]  # fmt: skip
     write_table(table("documents", rows), folder, "documents")
+
+
+def write_clustered() -> None:
+    """A project whose entry ``ahead`` searches an index that fetches clusters ahead."""
+    write_corpus(ABOUT_TOWNS)
+    write_params(
+        index={
+            "middles": DENSE | dict(kind="centroids", nlist=8),
+            "clusters": DENSE | dict(kind="clustered", centroids="middles", nprobe=3),
+        },
+        serve={"ahead": LOOKS, "find": SEARCH | {"index": "clusters", "encoder": "minilm"}},
+    )
+    Path("data/finetune/minilm").symlink_to(encoder_dir("dense"))
+    run_room("index", "middles")
+    run_room("index", "clusters")
 
 
 class Running:

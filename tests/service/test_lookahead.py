@@ -3,35 +3,24 @@
 from pathlib import Path
 
 import pytest
-from http_worlds import RAG, read_events, running, wait_until, write_corpus
-from index_worlds import encoder_dir
-from rooms import run_room, write_params
+from http_worlds import (
+    ABOUT_TOWNS,
+    TOWNS,
+    read_events,
+    running,
+    wait_until,
+    write_clustered,
+    write_corpus,
+)
+from rooms import run_room
 
 from stages.serve.http.catalogue import Catalogue, read_entries
 from stages.serve.http.lookahead import Memory
 
-TOWNS = ["Lyon", "Turin", "Porto", "Graz", "Bonn", "Oslo", "Rome", "Kyoto", "Lima", "Cairo"]
-TEXTS = [f"{town} has a {thing}." for town in TOWNS for thing in ("port", "tower", "market")]
-DENSE = dict(corpus="c", model="minilm", centroids="none")
-LOOKS = RAG | dict(
-    strategy="hyde", index="clusters", encoder="minilm", hypotheses=1, hypothesis_tokens=60,
-    temperature=0.0, passages=3, k=5,
-)  # fmt: skip
-
 
 @pytest.fixture
 def service(project: Path):
-    write_corpus(TEXTS)
-    write_params(
-        index={
-            "middles": DENSE | dict(kind="centroids", nlist=8),
-            "clusters": DENSE | dict(kind="clustered", centroids="middles", nprobe=3),
-        },
-        serve={"ahead": LOOKS},
-    )
-    Path("data/finetune/minilm").symlink_to(encoder_dir("dense"))
-    run_room("index", "middles")
-    run_room("index", "clusters")
+    write_clustered()
     memory = Memory(hot_bytes=2**22, budget=2**20)
     with running(Catalogue(read_entries(), memory)) as service:
         yield service
@@ -48,7 +37,7 @@ def of(told: list[tuple[str, dict]], name: str) -> list[dict]:
 
 
 def test_clusters_are_copied_while_the_model_writes_and_the_answer_is_the_same(service):
-    (row,) = service.client.get("/catalogue").json()
+    row, _ = service.client.get("/catalogue").json()
     assert row["lookahead"] and row["open"]
     without, ahead = ask(service, lookahead=False), ask(service, lookahead=True)
     assert of(without, "done")[0]["answer"] == of(ahead, "done")[0]["answer"]
@@ -68,8 +57,8 @@ def test_clusters_are_copied_while_the_model_writes_and_the_answer_is_the_same(s
 
 def test_a_rebuilt_index_is_fetched_ahead_anew_and_the_old_engine_is_closed(service):
     ask(service, lookahead=True)
-    (old,) = service.catalogue._shelves.values()
-    write_corpus([*TEXTS, "Which town has a tower? Pisa."])
+    old = service.catalogue.shelf(service.catalogue.entries["ahead"])
+    write_corpus([*ABOUT_TOWNS, "Which town has a tower? Pisa."])
     run_room("index", "clusters")
     wait_until(lambda: service.catalogue.reopened["new"] == 1, "the new index is open")
     found = of(ask(service, lookahead=True), "evidence")[0]["hits"]
@@ -79,7 +68,7 @@ def test_a_rebuilt_index_is_fetched_ahead_anew_and_the_old_engine_is_closed(serv
 
 
 def test_a_cluster_that_cannot_be_read_fails_its_question_and_the_service_goes_on(service):
-    (shelf,) = service.catalogue._shelves.values()
+    shelf = service.catalogue.shelf(service.catalogue.entries["ahead"])
     codes = next(Path("data/index/clusters").glob("codes.npy"))
     with codes.open("r+b") as f:  # the same file: the engine has it open
         f.seek(-64, 2)

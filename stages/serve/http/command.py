@@ -4,6 +4,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     except QuarryError as e:
         print(f"quarry: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # after the drain uvicorn raises the signal that ended it
+        return 0
     return 0
 
 
@@ -131,6 +134,7 @@ def serve(args: argparse.Namespace) -> None:
         app, log_config=None, access_log=False, server_header=False, lifespan="on",
         timeout_graceful_shutdown=int(limits.answer_seconds + DRAIN), timeout_keep_alive=65,
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     host = f"[{args.host}]" if ":" in args.host else args.host
     print(f"quarry: http://{host}:{sock.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
     uvicorn.Server(config).run(sockets=[sock])

@@ -1,0 +1,78 @@
+"""``python -m stages.serve http`` as a process: help, keys, ports, kill -9."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+from http_worlds import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*args: str, **env: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "stages.serve", "http", *args]
+    return subprocess.Popen(
+        argv, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def refused(*args: str, **env: str) -> str:
+    """What it says when it does not start."""
+    with command(*args, **env) as process:
+        said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    return said[1]
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_help_teaches_without_loading_what_serves():
+    code = (
+        "import sys; from stages.serve.http.command import parse\n"
+        "try: parse(['--help'])\n"
+        "finally: print(sorted({'fastapi', 'torch', 'uvicorn', 'faiss'} & set(sys.modules)))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", code]
+    said = subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout
+    assert said.endswith("[]\n") and "--api-key-env" in said and "POST /search" in said
+
+
+def test_another_host_than_loopback_needs_a_key(project):
+    assert "is not loopback" in refused("--host", "0.0.0.0", "--port", "0")
+    said = refused("--host", "0.0.0.0", "--api-key-env", "QUARRY_NO_SUCH")
+    assert "QUARRY_NO_SUCH" in said and "not set" in said
+    assert "not set" in refused("--api-key-env", "QUARRY_EMPTY", QUARRY_EMPTY=" ")
+
+
+def test_an_unknown_entry_and_a_taken_port_are_named(project):
+    assert "Did you mean 'find'" in refused("--entry", "fnd")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "Choose: --port" in refused("--port", str(taken.getsockname()[1]))
+
+
+def test_after_kill_9_the_same_command_serves_again_and_sigterm_ends_it(project):
+    port = "0"
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        with command("--port", port, "--entry", "read") as process:
+            try:
+                url = process.stdout.readline().split()[1]
+                wait_until(lambda url=url: is_ready(url), "it is ready")
+                body = {"question": "Where is Lyon?", "stream": False}
+                said = httpx.post(f"{url}/answer", json=body, timeout=60)
+                assert said.status_code == 200 and said.json()["docids"]
+            finally:
+                process.send_signal(end)
+            process.communicate(timeout=60)
+        port = url.rsplit(":", 1)[1]
+    assert process.returncode == 0
