@@ -85,7 +85,8 @@ def test_by_keyboard_on_a_phone_both_ways_are_asked_and_compared(ahead, page):
     run = "[...document.querySelectorAll('article')].at(-1)"  # the one with lookahead
     llm, copy = (
         page.value(
-            f"(r => [r.x, r.right, r.y])({run}.querySelector('rect.{kind}').getBoundingClientRect())"
+            f"(r => [r.x, r.right, r.y])({run}.querySelector('rect.{kind}')"
+            ".getBoundingClientRect())"
         )
         for kind in ("LLM", "copy")
     )

@@ -20,7 +20,7 @@ function draw(tag, attributes, content = "") {
   return node;
 }
 
-const ms = (value) => value == null ? "–" : value < 10 ? `${value.toFixed(1)} ms`
+const ms = (value) => value == null ? "–" : value === 0 ? "0" : value < 10 ? `${value.toFixed(1)} ms`
   : value < 10000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
 
 function setState(state, said, error = "") {
@@ -164,27 +164,37 @@ function finish(run, e) {
   if (!run.passages.children.length) run.passages.append(make("li", "No passage was read."));
 }
 
+// Milliseconds in which at least one of these bars ran: what runs side by side counts once.
+function covered(bars) {
+  let [sum, until] = [0, 0];
+  for (const b of [...bars].sort((one, other) => one.start_ms - other.start_ms)) {
+    sum += Math.max(0, b.end_ms - Math.max(until, b.start_ms));
+    until = Math.max(until, b.end_ms);
+  }
+  return sum;
+}
+
 // -- the timeline -----------------------------------------------------------------------------
 
 function showTimeline(run, scale) {
   const rows = [["model", ["LLM", "Choice"]], ["search", ["Search", "Encode", "Score"]],
     ["copies", ["copy"]]].filter(([name, kinds]) =>
     name !== "copies" || run.bars.some((b) => kinds.includes(b.kind)));
-  const width = 640, left = 62, right = 12, high = 26, top = 6;
+  const width = Math.max(280, run.timeline.clientWidth), left = 62, right = 12, high = 26, top = 6;
   const x = (t) => left + (width - left - right) * t / Math.max(scale, 1);
   const height = top + rows.length * high + 22;
   const said = rows.map(([name, kinds]) => {
     const own = run.bars.filter((b) => kinds.includes(b.kind));
-    const sum = own.reduce((all, b) => all + b.end_ms - b.start_ms, 0);
-    return `${name}: ${own.length}, ${ms(sum)} together`;
+    return `${name}: ${own.length}, ${ms(covered(own))} together`;
   });
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img",
     "aria-label": `Timeline of ${ms(run.total)}. ${said.join("; ")}.` });
-  for (let i = 0; i <= 4; i += 1) {
-    const t = scale * i / 4;
+  const ticks = width < 480 ? 2 : 4;
+  for (let i = 0; i <= ticks; i += 1) {
+    const t = scale * i / ticks;
     svg.append(draw("line", { class: "grid", x1: x(t), x2: x(t), y1: top,
       y2: top + rows.length * high }));
-    const anchor = i === 0 ? "start" : i === 4 ? "end" : "middle";
+    const anchor = i === 0 ? "start" : i === ticks ? "end" : "middle";
     svg.append(draw("text", { class: "tick", x: x(t), y: height - 6, "text-anchor": anchor }, ms(t)));
   }
   rows.forEach(([name, kinds], row) => {
@@ -204,12 +214,11 @@ function showTimeline(run, scale) {
     svg.append(mark);
   }
   run.timeline.replaceChildren(svg, make("p",
-    said.join(" · ") + (run.hints.length ? ` · ${run.hints.length} hints` : ""), { class: "legend soft" }));
+    said.join(" · ") + (run.hints.length ? ` · hints: ${run.hints.length}` : ""), { class: "legend soft" }));
 }
 
 function compare(runs) {
-  const searched = (run) => run.bars.filter((b) => b.kind === "Search")
-    .reduce((all, b) => all + b.end_ms - b.start_ms, 0);
+  const searched = (run) => covered(run.bars.filter((b) => b.kind === "Search"));
   const rows = [["whole answer", (r) => r.total], ["first token", (r) => r.timings.first_token_ms],
     ["waiting for searches", searched]];
   const head = make("tr", ["", ...runs.map((r) => r.label), "none / lookahead"].map(
