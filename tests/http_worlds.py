@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from strategies import passages_table
 
 from stages.serve.http.app import make_app
 from stages.serve.http.catalogue import Catalogue
+from stages.serve.http.command import listen
 from stages.serve.http.limits import Limits
 from stages.tables import table, write_table
 
@@ -105,7 +105,7 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
 @contextlib.contextmanager
 def running(catalogue: Catalogue, limits: Limits = DEFAULT, key: str | None = None) -> Iterator:
     """The service, ready, for the length of the block; it must drain and end."""
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = listen("127.0.0.1", 0)
     config = uvicorn.Config(
         make_app(catalogue, limits, key), log_config=None, lifespan="on",
         timeout_graceful_shutdown=30,

@@ -9,7 +9,8 @@ kernel) batches the questions, caches, keeps budgets, and resumes a killed run.
 Reading order: asked.py (what every entry says, which questions it takes, what a strategy may
 look up), strategies/search.py (retrieve only), reading.py (what strategies with a reader share),
 strategies/rag.py (retrieve and answer), the loops beside it, written.py (tables and counts from
-what the engine gives), __main__.py (the shell).
+what the engine gives), __main__.py (the shell). ``python -m stages.serve http`` serves the entries
+over HTTP (http/).
 """
 
 STRATEGIES = {

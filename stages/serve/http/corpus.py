@@ -19,9 +19,11 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         self._passages = read_table(folder, "passages").select(FIELDS)
-        self._documents: pa.Table | None = None
+        self._origin: dict[str, tuple[str, str]] = {}  # document -> (locator, dup_of)
         if (folder / "documents.parquet").exists():
-            self._documents = read_table(folder, "documents").select(["docid", "locator", "dup_of"])
+            columns = read_table(folder, "documents").select(["docid", "locator", "dup_of"])
+            docids, *origins = (column.to_pylist() for column in columns)
+            self._origin = dict(zip(docids, zip(*origins, strict=True), strict=True))
 
     def library(self, count_tokens: Callable[[list[str]], list[int]] | None) -> Library:
         """What a strategy may look up."""
@@ -30,11 +32,6 @@ class Corpus:
     @cached_property
     def _row(self) -> dict[str, int]:
         return {docid: i for i, docid in enumerate(self._passages["docid"].to_pylist())}
-
-    @cached_property
-    def _document(self) -> dict[str, int]:
-        docids = [] if self._documents is None else self._documents["docid"].to_pylist()
-        return {docid: i for i, docid in enumerate(docids)}
 
     def describe(self, hits: Sequence[Hit]) -> list[dict[str, Any]]:
         """Each hit with its passage and its lineage: parent, place in it, locator in the source.
@@ -50,8 +47,5 @@ class Corpus:
         ]
 
     def _lineage(self, parent: str) -> dict[str, Any]:
-        row = self._document.get(parent)
-        if row is None or self._documents is None:
-            return {"locator": None, "dup_of": None}
-        locator, dup_of = (self._documents[c][row].as_py() for c in ("locator", "dup_of"))
+        locator, dup_of = self._origin.get(parent, (None, None))
         return {"locator": locator, "dup_of": dup_of or None}
