@@ -15,7 +15,7 @@ from stages.serve.http.driving import Driver
 from stages.serve.http.generation import Desk
 from stages.serve.http.searching import Searcher
 from stages.tools import Tools
-from stages.types import Generation, Hit, Request
+from stages.types import Generation, Hit, Request, TokenEvent
 
 LONG = "The town"  # after this prompt the tiny model writes 200 tokens and more
 WHERE = Question("q", "Where is Lyon?")
@@ -161,6 +161,36 @@ def test_closing_finishes_what_was_asked(generator):
     assert ended.is_set() and heard[-1].tokens_out == 30
     with pytest.raises(Exception, match="shutting down"):
         desk.submit(Request(LONG, 3), hear)
+
+
+class Server:
+    """A remote generator: whoever asks "break" loses its connection, the others are answered."""
+
+    fingerprint, context = "server", None
+
+    def __init__(self):
+        self.together = threading.Barrier(3, timeout=60)
+
+    def stream(self, inbox):
+        while not inbox.closed():
+            assert not list(inbox.cancelled())
+            for name, request in inbox.admit(16):
+                self.together.wait()  # three streams side by side
+                if request.prompt == "break":
+                    raise OSError("broke off")
+                yield TokenEvent(name, request.prompt, None)
+                yield TokenEvent(name, "", Generation(request.prompt, 1, 1, "stop"))
+
+
+def test_of_a_remote_model_a_connection_that_breaks_ends_one_text_and_no_other():
+    desk = Desk(Server())
+    heard = [listen() for _ in range(3)]
+    for prompt, (_, _, hear) in zip(("a", "break", "b"), heard, strict=True):
+        desk.submit(Request(prompt, 5), hear)
+    assert all(ended.wait(60) for _, ended, _ in heard)
+    assert [said[-1].text for said, _, _ in (heard[0], heard[2])] == ["a", "b"]
+    assert isinstance(heard[1][0][-1], OSError) and desk.running == 0
+    desk.close()
 
 
 # -- searches ---------------------------------------------------------------------------------
