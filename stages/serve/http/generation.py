@@ -101,9 +101,9 @@ class _Lane:
                     self._tell(event)
             except Exception as error:  # what ran in this stream ends with it; a new one begins
                 log.exception("the generator failed with %d texts on their way", len(self.running))
-                for call in self.running.values():
+                ended, self.running = self.running, {}
+                for call in ended.values():
                     call.hear(error)
-                self.running.clear()
 
     def _tell(self, event: TokenEvent) -> None:
         call = self.running[event.request_id]
