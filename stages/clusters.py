@@ -130,6 +130,7 @@ class ClusterFile:
             len(self.centroids) == len(self._checks) == len(self.sizes)
         ):
             raise self._damaged("its arrays are of different lengths")
+        self._verified = np.zeros(len(self.sizes), dtype=bool)  # had the right bytes when last read
         self._fd = os.open(self._path, os.O_RDONLY)
 
     def read(self, clusters: Sequence[int] | Ints) -> Batch:
@@ -160,27 +161,36 @@ class ClusterFile:
                     own = slice(int(self.offsets[c]) - a, int(self.offsets[c + 1]) - a)
                     rows = self.rows[self.offsets[c] : self.offsets[c + 1]]
                     if _check(block[own], rows) == int(self._checks[c]):
-                        codes[c] = block[own]
+                        codes[c], self._verified[c] = block[own], True
                     else:
                         errors[c] = self._damaged("other bytes than were written (checksum)", c)
         return Batch(codes, errors, nbytes, n_reads)
 
     def read_positions(self, positions: Ints) -> Bytes:
-        """(n, code bytes): single vectors by their place in the file, ascending; not verified.
+        """(n, code bytes): single vectors by their place in the file, ascending.
+
+        A cluster of which nothing was read before is read as a whole first, to verify it.
 
         Raises:
-            QuarryError: the file cannot be read there.
+            QuarryError: one of their clusters cannot be read, or has other bytes than were written.
         """
+        clusters = np.unique(self.clusters_of(positions))
+        for cluster in clusters[~self._verified[clusters]].tolist():  # one in memory at a time
+            for error in self.read([cluster]).errors.values():
+                raise error
         out = np.empty((len(positions), self.code_bytes), dtype=np.uint8)
         done = 0
         for span in spans_of(positions):
             try:
                 out[done : done + len(span)] = self._pread(span[0], span[-1] + 1)
             except OSError as e:
-                cluster = int(np.searchsorted(self.offsets, span[0], "right")) - 1
-                raise self._damaged(str(e), cluster) from e
+                raise self._damaged(str(e), int(self.clusters_of(span[:1])[0])) from e
             done += len(span)
         return out
+
+    def clusters_of(self, positions: Sequence[int] | Ints) -> Ints:
+        """(n,) the cluster in which each place of the file is."""
+        return np.searchsorted(self.offsets, positions, "right") - 1
 
     def forget_pages(self) -> None:
         """Ask the operating system to drop what it has cached of the codes."""

@@ -152,6 +152,24 @@ def test_a_flipped_byte_is_an_error_of_its_cluster_alone(file, tmp_path, name: s
     assert "index 'store', cluster 3: other bytes" in str(batch.errors[3])
 
 
+def test_single_vectors_of_a_damaged_cluster_are_not_given_out(file, tmp_path) -> None:
+    flip(tmp_path / "store" / "codes.npy", -1)  # of place 6; place 4 is in the same cluster
+    damaged = ClusterFile(tmp_path / "store")
+    with pytest.raises(QuarryError, match="index 'store', cluster 3: other bytes"):
+        damaged.read_positions(np.array([0, 4]))
+    assert damaged.read_positions(np.array([0, 3])).view("f4")[:, 0].tolist() == [0, 8]
+
+
+def test_a_cluster_is_verified_before_its_first_single_vector_only(file, monkeypatch) -> None:
+    checked, real = [], clusters._check
+    monkeypatch.setattr(
+        clusters, "_check", lambda codes, rows: checked.append(len(codes)) or real(codes, rows)
+    )
+    file.read_positions(np.array([0, 5]))
+    file.read_positions(np.array([0, 1, 4, 6]))
+    assert checked == [2, 3], "clusters 0 and 3"
+
+
 def test_a_file_cut_short_while_open_costs_the_clusters_at_its_end(file, tmp_path) -> None:
     path = tmp_path / "store" / "codes.npy"
     with path.open("r+b") as f:

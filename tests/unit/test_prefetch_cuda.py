@@ -112,6 +112,19 @@ def test_a_damaged_cluster_is_known_from_loading(world) -> None:
     assert list(batch.codes) == [0] and "cluster 7" in str(batch.errors[7])
 
 
+def test_damaged_vectors_behind_short_codes_are_an_error_of_their_cluster(world) -> None:
+    with (world.folder / "codes.npy").open("r+b") as f:
+        f.seek(-1, 2)
+        f.write(b"\x77")
+    cold = PinnedTier(world.folder, "fp16", "cpu")
+    first = int(cold.file.offsets[7])
+    assert list(cold.read([7]).codes) == [7], "its short codes are fine"
+    with pytest.raises(QuarryError, match="index 'store', cluster 7: other bytes"):
+        cold.read_vectors(np.array([0, first]))
+    fine = cold.read_vectors(np.array([0, first - 1]))
+    assert (fine == world.vectors[cold.file.rows[[0, first - 1]]]).all()
+
+
 def test_pages_that_are_side_by_side_are_one_copy(world, monkeypatch) -> None:
     cold, hot = tiers(world, "cpu")
     copies = []

@@ -401,6 +401,32 @@ def test_a_flipped_byte_fails_the_queries_that_need_it_and_no_others(
     assert engine.stats()["copy_errors"] == 1 and engine.stats()["failed"] > 0
 
 
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_a_flipped_byte_of_the_vectors_fails_the_queries_that_are_scored_again(
+    open_it, tmp_path, store, codec: str
+) -> None:
+    path = build(tmp_path / "hurt", LAND, store, nprobe=1, codes=[codec])
+    engine = open_it(path, codec=codec)
+    file = engine._version.cold.file
+    broken = int(probe(engine, QUERIES[0]))
+    with (path / "codes.npy").open("r+b") as f:  # the short codes stay as they are
+        f.seek(128 + int(file.offsets[broken]) * 384 * 4 + 3)
+        byte = f.read(1)
+        f.seek(-1, 1)
+        f.write(bytes([byte[0] ^ 1]))
+    fine = open_it(build(tmp_path / "fine", LAND, store, nprobe=1, codes=[codec]), codec=codec)
+    expected = fine.search_each(QUERIES, 3)
+    for _ in range(2):
+        found = engine.search_each(QUERIES, 3)
+        for query, now, right in zip(QUERIES, found, expected, strict=True):
+            if int(probe(engine, query)) == broken:
+                assert isinstance(now, QuarryError)
+                assert f"index 'clustered', cluster {broken}: other bytes" in str(now)
+            else:
+                assert now == right
+    assert engine.stats()["failed"] > 0
+
+
 def test_in_a_run_the_question_that_needs_it_fails_alone(open_it, tmp_path, store) -> None:
     path = build(tmp_path / "hurt", LAND, store, nprobe=1)
     engine = open_it(path)

@@ -46,8 +46,9 @@ class PinnedTier:
         self.file = ClusterFile(folder, codec)
         self._exact = self.file if codec == "fp32" else ClusterFile(folder)
         self._codes, self._errors = _load(self.file, pin=device != "cpu")
-        same = codec == "fp32"
-        self._vectors = self._codes if same else _load(self._exact, pin=False)[0]
+        self._vectors, self._exact_errors = self._codes, self._errors
+        if codec != "fp32":
+            self._vectors, self._exact_errors = _load(self._exact, pin=False)
 
     def read(self, clusters: Sequence[int] | Ints) -> Batch:
         """See ``Cold``: views of the table, nothing is copied."""
@@ -61,6 +62,10 @@ class PinnedTier:
 
     def read_vectors(self, positions: Ints) -> Floats:
         """See ``Cold``."""
+        if self._exact_errors:
+            for cluster in np.unique(self._exact.clusters_of(positions)).tolist():
+                if cluster in self._exact_errors:
+                    raise self._exact_errors[cluster]
         return self._vectors.numpy()[positions].view(np.float32)
 
     def close(self) -> None:
@@ -247,7 +252,7 @@ class _HeldOnDevice(NamedTuple):
 
 
 def _load(file: ClusterFile, *, pin: bool) -> tuple[torch.Tensor, dict[int, QuarryError]]:
-    """(N, code bytes) all codes, and the clusters that cannot be read."""
+    """(N, code bytes) all codes, and why clusters cannot be read; their rows mean nothing."""
     try:
         table = torch.empty((len(file.rows), file.code_bytes), dtype=torch.uint8, pin_memory=pin)
     except RuntimeError as e:

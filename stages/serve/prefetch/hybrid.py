@@ -34,7 +34,8 @@ class SearchStats(NamedTuple):
 
     hits: Ints  # (q,) probed clusters that were resident
     misses: Ints  # (q,)
-    nbytes: int  # read from the cold tier; a cluster that several queries miss is read once
+    nbytes: int  # read from the cold tier; a cluster that several queries miss is read once, and
+    # what verifies a cluster before its first rescoring is not counted
     hot_s: float
     cold_s: float  # reading and scanning what was missed; the reading goes on beside hot_s
 
@@ -55,7 +56,8 @@ class HybridIVF:
         Equal scores by row ascending. Fewer than k candidates: row -1, score -inf.
 
         Raises:
-            QuarryError: a cluster that one of the queries needs cannot be read.
+            QuarryError: a cluster that one of the queries needs cannot be read, be it the codes
+                that are scanned or the vectors that are scored again.
         """
         faiss.omp_set_num_threads(self._threads)
         file, exact = self._file, self._file.codec == "fp32"

@@ -37,10 +37,10 @@ class Cold(Protocol):
         ...
 
     def read_vectors(self, positions: Ints) -> Floats:
-        """(n, d) float32 vectors by their place, ascending.
+        """(n, d) float32 vectors by their place, ascending; of clusters that were verified once.
 
         Raises:
-            QuarryError: they cannot be read.
+            QuarryError: one of their clusters cannot be read, or is damaged.
         """
         ...
 
