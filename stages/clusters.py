@@ -2,9 +2,10 @@
 
 ``codes.npy`` holds the vectors of cluster 0, then those of cluster 1 and so on, ``rows.npy`` the
 row of each among the index's docids (ascending within a cluster, so by docid descending),
-``offsets.npy`` where each cluster starts, ``checks.npy`` a checksum for each. One cluster is one
-read from the disk; clusters with neighbouring numbers are one read together. Only the codes stay
-on the disk: the rows take 8 bytes a vector, beside the docids that are in memory anyway.
+``offsets.npy`` where each cluster starts, ``checks.npy`` a checksum for each, ``seal.npy`` one over
+all arrays but the codes. One cluster is one read from the disk; clusters with neighbouring numbers
+are one read together. Only the codes stay on the disk: the rows take 8 bytes a vector, beside the
+docids that are in memory anyway.
 
 Codes are kept once more in ``codes_fp16.npy`` or ``codes_int8.npy`` where the entry says so: half
 or a quarter of the bytes to move. Those are faiss's codes (QT_fp16, QT_8bit), byte for byte.
@@ -14,7 +15,7 @@ Sivic & Zisserman, Video Google, ICCV 2003; the flat layout: Lin et al., TeleRAG
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -31,7 +32,12 @@ Bytes = npt.NDArray[np.uint8]
 Codec = Literal["fp32", "fp16", "int8"]
 
 WIDTH: dict[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a component
+CODES = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "int8": np.dtype("u1")}
 SUFFIX: dict[str, str] = {"fp32": "", "fp16": "_fp16", "int8": "_int8"}
+_FORMS = {  # of arrays by the first word of their names: type of the numbers, dimensions
+    "centroids": ("<f4", 2), "rows": ("<i8", 1), "offsets": ("<i8", 1), "checks": ("<u8", 1),
+    "scale": ("<f4", 2), "seal": ("<u8", 1),
+}  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -72,6 +78,42 @@ def _check(codes: npt.NDArray, rows: Ints) -> int:
     return int.from_bytes(h.digest(), "little")
 
 
+def seal(arrays: Mapping[str, npt.NDArray]) -> npt.NDArray[np.uint64]:
+    """(1,) BLAKE2b-64 over name, type, shape and bytes of a layout's arrays, codes aside."""
+    h = hashlib.blake2b(digest_size=8)
+    for name in sorted(arrays):
+        if name == "seal" or name.partition("_")[0] not in _FORMS:
+            continue
+        array = np.ascontiguousarray(arrays[name])
+        h.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        h.update(array)
+    return np.array([int.from_bytes(h.digest(), "little")], dtype=np.uint64)
+
+
+def why_damaged(arrays: Mapping[str, npt.NDArray]) -> str:
+    """What is wrong with the arrays of a layout, codes aside; nothing: they fit and are sealed."""
+    for name in ("centroids", "rows", "offsets", "checks"):
+        if name not in arrays:
+            return f"it has no {name}.npy"
+    for name, array in arrays.items():
+        form = _FORMS.get(name.partition("_")[0])
+        if form and (array.dtype.str, array.ndim) != form:
+            return f"{name}.npy has numbers of type {array.dtype} in shape {array.shape}"
+    offsets, n, (nlist, d) = arrays["offsets"], len(arrays["rows"]), arrays["centroids"].shape
+    checks = [len(array) for name, array in arrays.items() if name.startswith("checks")]
+    if not len(offsets) - 1 == nlist == min(checks) == max(checks):
+        return "its arrays are of different lengths"
+    if offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) < 0).any():
+        return f"offsets.npy does not rise from 0 to {n}"
+    if "scale_int8" in arrays and arrays["scale_int8"].shape != (2, d):
+        return f"scale_int8.npy is not two rows of {d}"
+    if "seal" not in arrays:
+        return "it has no seal.npy, so it was built before there was one"
+    if arrays["seal"].tolist() != seal(arrays).tolist():
+        return "centroids, rows, offsets, scale or checks are not as they were written (seal.npy)"
+    return ""
+
+
 def nearest_clusters(queries: Floats, centroids: Floats, n: int) -> Ints:
     """(q, min(n, nlist)) clusters by inner product with the centroid, best first, then by number.
 
@@ -100,7 +142,7 @@ class ClusterFile:
     def __init__(self, folder: Path, codec: Codec = "fp32") -> None:
         """
         Raises:
-            QuarryError: a file is missing, cut short, or does not fit the others.
+            QuarryError: a file is missing, cut short, does not fit the others, or is not sealed.
         """
         self.name, self.codec, self._path = folder.name, codec, folder / f"codes{SUFFIX[codec]}.npy"
         self._fd: int | None = None
@@ -110,26 +152,30 @@ class ClusterFile:
                 f"build it again: dvc repro index@{self.name}"
             )
         try:
+            arrays = read_small(folder)
             self.offsets, self.rows, self.centroids, self._checks = (
-                np.load(folder / f"{name}.npy")
-                for name in ("offsets", "rows", "centroids", f"checks{SUFFIX[codec]}")
+                arrays[name] for name in ("offsets", "rows", "centroids", f"checks{SUFFIX[codec]}")
             )
-            self.scale = np.load(folder / "scale_int8.npy") if codec == "int8" else None
+            self.scale = arrays["scale_int8"] if codec == "int8" else None
             with self._path.open("rb") as f:
-                self._start, shape = _read_header(f)
-        except (OSError, ValueError) as e:
+                self._start, shape, dtype = _read_header(f)
+        except KeyError as e:
+            raise self._damaged(f"it has no {e.args[0]}.npy") from e
+        except (OSError, EOFError, ValueError) as e:
             raise self._damaged(f"{e!r}") from e
-        n, self.dim = shape
+        if why := why_damaged(arrays):
+            raise self._damaged(why)
+        n, self.dim = len(self.rows), self.centroids.shape[1]
         self.code_bytes = self.dim * WIDTH[codec]
         self.sizes: Ints = np.diff(self.offsets)
         self.nbytes: Ints = self.sizes * self.code_bytes  # (nlist,)
-        ends = self._start + n * self.code_bytes
-        if self._path.stat().st_size < ends:
+        if (shape, dtype) != ((n, self.dim), CODES[codec]):
+            raise self._damaged(
+                f"{self._path.name} has {dtype} in shape {shape}, not {CODES[codec]} in "
+                f"{(n, self.dim)}"
+            )
+        if self._path.stat().st_size < self._start + n * self.code_bytes:
             raise self._damaged(f"{self._path.name} is cut short")
-        if not len(self.rows) == n == self.offsets[-1] or not (
-            len(self.centroids) == len(self._checks) == len(self.sizes)
-        ):
-            raise self._damaged("its arrays are of different lengths")
         self._verified = np.zeros(len(self.sizes), dtype=bool)  # had the right bytes when last read
         self._fd = os.open(self._path, os.O_RDONLY)
 
@@ -228,12 +274,22 @@ def spans_of(numbers: Sequence[int] | Ints) -> list[list[int]]:
     return [part.tolist() for part in np.split(ordered, cuts) if len(part)]
 
 
-def _read_header(f) -> tuple[int, tuple[int, int]]:
-    """(where the data of an .npy file start, its shape)."""
+def read_small(folder: Path) -> dict[str, npt.NDArray]:
+    """All arrays of a layout but the codes, in memory.
+
+    Raises:
+        OSError, EOFError, ValueError: one of them cannot be read.
+    """
+    names = [f.stem for f in folder.glob("*.npy") if f.stem.partition("_")[0] in _FORMS]
+    return {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
+
+
+def _read_header(f) -> tuple[int, tuple[int, ...], np.dtype]:
+    """(where the data of an .npy file start, their shape and type)."""
     version = np.lib.format.read_magic(f)
     if version != (1, 0):
         raise ValueError(f"an .npy of version {version}")
-    shape, fortran, _ = np.lib.format.read_array_header_1_0(f)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
     if fortran or len(shape) != 2:
         raise ValueError(f"codes of shape {shape}")
-    return f.tell(), shape
+    return f.tell(), shape, dtype

@@ -18,8 +18,18 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from stages.clusters import SUFFIX, Floats, Ints, checksums, lay_out, nearest_clusters
+from stages.clusters import (
+    SUFFIX,
+    Floats,
+    Ints,
+    checksums,
+    lay_out,
+    nearest_clusters,
+    seal,
+    why_damaged,
+)
 from stages.encoder import encode_queries
+from stages.errors import QuarryError
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
 from stages.index.layout import Contents, Index, Slot
@@ -44,7 +54,7 @@ class Params(Entry):
 
 
 def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:
-    """The vectors by cluster, where each cluster starts, and a checksum for each."""
+    """The vectors by cluster, where each cluster starts, and a checksum for each and for all."""
     made = embed_passages(
         passages, inputs, "dense", max_tokens=params.max_tokens, threads=params.threads
     )
@@ -69,6 +79,7 @@ def cluster_arrays(
         short = codes.astype("<f2") if codec == "fp16" else as_int8(codes, arrays["scale_int8"])
         arrays[f"codes{SUFFIX[codec]}"] = short
         arrays[f"checks{SUFFIX[codec]}"] = checksums(short, rows, offsets)
+    arrays["seal"] = seal(arrays)
     return arrays
 
 
@@ -91,6 +102,13 @@ class ClusteredRetriever:
     """A ``Retriever``, and the parts of the index (``stages.clusters.Clustered``)."""
 
     def __init__(self, index: Index, encoder: Path | None) -> None:
+        """
+        Raises:
+            QuarryError: an array is missing, or is not the one that was written.
+        """
+        if why := why_damaged(index.arrays):
+            name = index.path.name
+            raise QuarryError(f"index '{name}': {why}. Rebuild it with: dvc repro -f index@{name}")
         self.folder, self.fingerprint = index.path, index.fingerprint
         self.encoder = encoder_of(index, encoder)
         self.docids = np.array(index.docids, dtype=object)

@@ -144,9 +144,8 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(blob)
 
 
-@pytest.mark.parametrize("name", ["codes", "rows"])
-def test_a_flipped_byte_is_an_error_of_its_cluster_alone(file, tmp_path, name: str) -> None:
-    flip(tmp_path / "store" / f"{name}.npy", -1)  # the last byte: cluster 3
+def test_a_flipped_byte_is_an_error_of_its_cluster_alone(file, tmp_path) -> None:
+    flip(tmp_path / "store" / "codes.npy", -1)  # the last byte: cluster 3
     batch = ClusterFile(tmp_path / "store").read([0, 2, 3])
     assert sorted(batch.codes) == [0, 2] and list(batch.errors) == [3]
     assert "index 'store', cluster 3: other bytes" in str(batch.errors[3])
@@ -194,6 +193,72 @@ def test_codes_that_are_not_there_or_damaged_arrays_are_refused(file, tmp_path) 
     (tmp_path / "store" / "offsets.npy").write_bytes(b"x")
     with pytest.raises(QuarryError, match="index 'store'.*Rebuild it with: dvc repro -f"):
         ClusterFile(tmp_path / "store")
+
+
+SEALED = ["centroids", "rows", "scale_int8", "checks", "checks_int8", "seal"]
+
+
+@pytest.fixture
+def sealed(tmp_path) -> Path:
+    vectors = np.arange(7 * 4, dtype="f4").reshape(7, 4)
+    return layout_of(tmp_path / "s", vectors, np.array([0, 2, 2, 3, 0, 3, 3]), 5, "fp16", "int8")
+
+
+@pytest.mark.parametrize("name", SEALED)
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_a_flipped_byte_of_a_small_array_refuses_the_index(sealed, name: str, codec: str) -> None:
+    ClusterFile(sealed, codec).close()
+    flip(sealed / f"{name}.npy", -8)
+    with pytest.raises(QuarryError, match=r"index 's': .*\(seal.npy\). Rebuild it with: dvc"):
+        ClusterFile(sealed, codec)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[1, 2, 2, 4, 7, 7], [0, 2, 2, 4, 7, 6], [0, 4, 2, 4, 7, 7], [0, 2, 2, 4, 7, 8]]
+)
+def test_offsets_that_do_not_rise_from_none_to_all_are_refused(sealed, offsets) -> None:
+    np.save(sealed / "offsets.npy", np.array(offsets))
+    with pytest.raises(QuarryError, match="index 's': offsets.npy does not rise from 0 to 7"):
+        ClusterFile(sealed)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "why"),
+    [
+        ("offsets", np.array([0.0, 2, 2, 4, 7, 7]), r"offsets.npy has numbers of type float64"),
+        ("rows", np.zeros((7, 1), "i8"), r"rows.npy has .* shape \(7, 1\)"),
+        ("centroids", np.zeros((5, 4)), "centroids.npy has numbers of type float64"),
+        ("centroids", np.zeros((6, 4), "f4"), "its arrays are of different lengths"),
+        ("checks_fp16", np.zeros(4, "u8"), "its arrays are of different lengths"),
+        ("scale_int8", np.zeros((2, 3), "f4"), "scale_int8.npy is not two rows of 4"),
+        ("codes", np.zeros((7, 4), "i4"), "codes.npy has int32"),
+        ("codes", np.zeros((7, 8), "f4"), r"codes.npy has float32 in shape \(7, 8\)"),
+    ],
+)
+def test_arrays_of_another_type_or_shape_are_refused(sealed, name, array, why) -> None:
+    np.save(sealed / f"{name}.npy", array)
+    with pytest.raises(QuarryError, match=f"index 's': {why}.*Rebuild"):
+        ClusterFile(sealed)
+
+
+@pytest.mark.parametrize("name", ["seal", "rows", "checks_int8", "scale_int8"])
+def test_an_array_that_is_not_there_is_named(sealed, name: str) -> None:
+    (sealed / f"{name}.npy").unlink()
+    with pytest.raises(QuarryError, match=f"(no {name}.npy|seal.npy).*Rebuild it with"):
+        ClusterFile(sealed, "int8")
+
+
+def test_an_empty_file_is_damage(sealed) -> None:
+    (sealed / "rows.npy").write_bytes(b"")
+    with pytest.raises(QuarryError, match="index 's': .*Rebuild"):
+        ClusterFile(sealed)
+
+
+def test_the_index_in_memory_is_verified_as_well(tmp_path, store) -> None:
+    made = build(tmp_path / "c", passages_of(MOUNTAINS), store)
+    flip(made.path / "centroids.npy", -1)
+    with pytest.raises(QuarryError, match="index 'clustered': centroids, rows.*Rebuild"):
+        open_index(made.path, encoder_dir("dense"))
 
 
 def test_checksums_tell_clusters_with_the_same_bytes_at_other_rows_apart() -> None:
