@@ -68,8 +68,8 @@ def probe(engine, query: str) -> np.ndarray:
 
 def settle(engine) -> None:
     """Wait for the copies of the open window, and for evictions."""
-    if engine._window is not None:
-        assert engine._window.handle.wait(PATIENCE)
+    if engine._shared.window is not None:
+        assert engine._shared.window.handle.wait(PATIENCE)
     assert engine._version.prefetcher.trim(1.0).wait(PATIENCE)
 
 
@@ -211,8 +211,80 @@ def test_a_request_that_never_searches_leaves_nothing_open(open_it) -> None:
     engine.prefetch("volcano")
     engine.end_request()
     settle(engine)
-    assert engine._window is None and engine.stats()["resident_pages"] == 0
+    assert engine._shared.window is None and engine.stats()["resident_pages"] == 0
     assert engine.search(["volcano"], 1)[0]
+
+
+# -- requests side by side ------------------------------------------------------------------
+
+
+class Gate:
+    """The cold tier of the copying thread: a copy begins, and goes on when it is let."""
+
+    def __init__(self, engine) -> None:
+        prefetcher = engine._version.prefetcher
+        self._cold, prefetcher._cold = prefetcher._cold, self
+        self.file, self.began, self._go = self._cold.file, threading.Event(), threading.Event()
+
+    def read(self, clusters):
+        self.began.set()
+        assert self._go.wait(PATIENCE)
+        return self._cold.read(clusters)
+
+    def open(self) -> None:
+        self._go.set()
+
+
+def test_a_search_closes_the_window_of_its_own_request_alone(open_it) -> None:
+    engine = open_it(group_bytes=1)  # every cluster is a group
+    gate = Gate(engine)
+    a, b = engine.begin(), engine.begin()
+    engine.prefetch("volcano", a)
+    assert gate.began.wait(PATIENCE)
+    engine.prefetch("bridge", b)
+    of_a, of_b = (engine._open[t].window.handle for t in (a, b))
+    engine.search(["a river"], 1)  # of someone who never began
+    assert not of_a.cancelled and not of_b.cancelled
+    engine.search(["volcano"], 1, a)
+    assert of_a.cancelled and not of_b.cancelled
+    engine.end_request()  # nor does this: both gave their tokens
+    assert set(engine._open) == {a, b} and not of_b.cancelled
+    gate.open()
+    assert of_a.wait(PATIENCE) and of_b.wait(PATIENCE)
+    assert len(of_a.clusters) == 1, "the group that had begun"
+    assert len(of_b.clusters) > 1
+    engine.end_request(b)
+    engine.prefetch("volcano", b)
+    assert list(engine._open) == [a] and engine.stats()["windows"] == 2, "it is over"
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_windows_of_many_rounds_do_not_pile_up(open_it, tokens: bool) -> None:
+    engine = open_it(group_bytes=1)
+    gate = Gate(engine)
+    requests = [engine.begin(), engine.begin()]
+    engine.prefetch("volcano")
+    assert gate.began.wait(PATIENCE)  # the thread is busy from here
+    for _ in range(50):
+        for token in requests:
+            own = (token,) if tokens else ()
+            engine.prefetch("bridge", *own)
+            engine.prefetch("harbour", *own)
+            engine.search(["bridge"], 1, *own)
+    assert engine._version.prefetcher.waiting() <= 2
+    gate.open()
+    engine.prefetch("glacier", *own)
+    handle = (engine._open[token] if tokens else engine._shared).window.handle
+    assert handle.wait(PATIENCE) and handle.ranked is not None, "it was planned"
+
+
+def test_rounds_of_requests_with_tokens_are_counted_for_each(open_it) -> None:
+    engine = open_it(strategy="once")
+    a, b = engine.begin(), engine.begin()
+    for token in (a, b, a, b):
+        engine.prefetch("volcano", token)
+        engine.search(["volcano"], 1, token)
+    assert engine.stats()["windows"] == 2
 
 
 # -- hints of the loop ----------------------------------------------------------------------
@@ -271,7 +343,7 @@ def test_a_hint_returns_at_once_and_raises_nothing(open_it) -> None:
     assert entered.wait(PATIENCE)
     engine.prefetch("bridge")
     leave.set()
-    assert engine._window.handle.wait(PATIENCE)
+    assert engine._shared.window.handle.wait(PATIENCE)
     version.encode = real
     assert engine.search(["volcano"], 1)[0] and engine.stats()["copy_errors"] >= 1
     engine.close()

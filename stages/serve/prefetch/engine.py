@@ -2,7 +2,9 @@
 
 ``prefetch(query)`` goes into ``stages.tools.Tools``: every hint of a strategy opens a window, or
 joins the one that is open, and returns at once. ``search`` closes the window: copies that were not
-begun are left out, and what is not resident by then is read as a miss. With scope ``probed`` and
+begun are left out, and what is not resident by then is read as a miss. Requests that run side by
+side have windows of their own if they say which they are, by the token of ``begin``; those that do
+not share one. With scope ``probed`` and
 32-bit codes a result depends on the query and the index alone; a hint changes when, never what.
 
 When a prefetch is made is the strategy's: ``gradual`` keeps what earlier rounds of a request
@@ -14,6 +16,7 @@ Lin et al., TeleRAG: Efficient Retrieval-Augmented Generation Inference with Loo
 arXiv:2502.20969, §3.5 and §3.8.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -72,8 +75,9 @@ class PrefetchEngine:
         self.settings, self._encoder_folder = settings, encoder
         self._lock = threading.Lock()
         self._version = Version(index, encoder, settings)
-        self._window: _Window | None = None
-        self._open = self._rounds = 0  # requests that are open; windows since the first began
+        self._tokens = itertools.count(1)
+        self._open: dict[int, _Request] = {}  # by token, in the order they began
+        self._shared = _Request()  # of all that give no token
         self._totals = _Totals()
         self.observed: deque[Observed] = deque(maxlen=1024)
 
@@ -84,67 +88,105 @@ class PrefetchEngine:
 
     # -- what a strategy's hints do -------------------------------------------------------
 
-    def prefetch(self, query: Query) -> None:
-        """Look ahead for a guess of a later query. Returns at once and raises nothing."""
+    def prefetch(self, query: Query, request: int | None = None) -> None:
+        """Look ahead for a guess of a later query. Returns at once and raises nothing.
+
+        ``request``: the token of the one that guesses; one that is over looks ahead no more.
+        """
         strategy = self.settings.strategy
         if strategy in ("runtime", "none"):
             return
         with self._lock:
-            version, window = self._version, self._window
-            if version.retired:
+            version, asking = self._version, self._asking(request)
+            if version.retired or asking is None:
                 return
+            window = asking.window
             if window is not None and window.version is version:
                 version.prefetcher.add(window.handle, lambda: version.encode([query]))
                 return
-            if strategy == "once" and self._rounds:
+            if strategy == "once" and asking.rounds:
                 return
             if strategy == "all":
                 version.prefetcher.trim(self.settings.cache_fraction)
-            self._rounds += 1
+            asking.cancel()
+            asking.rounds += 1
             handle = version.prefetcher.start(lambda: version.encode([query]), self.settings.budget)
-            self._window = _Window(version, handle, time.perf_counter())
+            asking.window = _Window(version, handle, time.perf_counter())
             self._totals.windows += 1
 
-    def begin(self) -> None:
-        """A request starts: its rounds are counted from here."""
+    def begin(self) -> int:
+        """A request starts: its rounds are counted from here. Its token, to be given or not."""
         with self._lock:
-            self._open += 1
+            token = next(self._tokens)
+            self._open[token] = _Request()
             self._totals.requests += 1
-            if self._open == 1:
-                self._rounds = 0
+            if self._n_unnamed() == 1:
+                self._shared.rounds = 0
+            return token
 
-    def end_request(self) -> None:
-        """A request is over, with or without a search: the coldest clusters go."""
+    def end_request(self, request: int | None = None) -> None:
+        """A request is over, with or without a search: the coldest clusters go.
+
+        Without a token: one of those that never gave theirs.
+        """
         with self._lock:
-            self._open = max(0, self._open - 1)
-            if not self._open:
-                self._rounds = 0
-                self._close_window()
+            if request is None:
+                request = next((t for t, r in self._open.items() if not r.named), None)
+            over = self._open.pop(request, None)
+            if over is not None:
+                over.cancel()
+            if (over is None or not over.named) and not self._n_unnamed():
+                self._shared.cancel()
+                self._shared.rounds = 0
             if not self._version.retired:
                 self._version.prefetcher.trim(self.settings.cache_fraction)
 
-    def _close_window(self) -> "_Window | None":
-        """The window that was open. With several requests open it may be another's: it goes on."""
-        window, self._window = self._window, None
-        if window is not None and self._open <= 1:
-            window.handle.cancel()
+    def _asking(self, request: int | None) -> "_Request | None":
+        """Whose windows these are; None: that request is over."""
+        if request is None:
+            return self._shared
+        asking = self._open.get(request)
+        if asking is not None:
+            asking.named = True
+        return asking
+
+    def _n_unnamed(self) -> int:
+        return sum(not r.named for r in self._open.values())
+
+    def _close_window(self, request: int | None) -> "_Window | None":
+        """The window that was open for this request, or for those that give no token.
+
+        Of several such requests it may be another's: it goes on until the next one opens.
+        """
+        asking = self._asking(request)
+        if asking is None or asking.window is None:
+            return None
+        window = asking.window
+        if asking is self._shared and self._n_unnamed() > 1:
+            asking.window, asking.behind = None, window
+        else:
+            asking.cancel()
         return window
 
     # -- searching ------------------------------------------------------------------------
 
-    def search(self, queries: Sequence[Query], k: int) -> list[Hits]:
+    def search(self, queries: Sequence[Query], k: int, request: int | None = None) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending.
+
+        The window of ``request`` closes; without a token, the one that was opened without.
 
         Raises:
             Refused: a cluster that one of the queries needs cannot be read.
         """
-        found = self.search_each(queries, k)
+        found = self.search_each(queries, k, request)
         for hits in found:
             if isinstance(hits, QuarryError):
                 raise Refused(str(hits)) from hits
         return found
 
-    def search_each(self, queries: Sequence[Query], k: int) -> list[Hits | QuarryError]:
+    def search_each(
+        self, queries: Sequence[Query], k: int, request: int | None = None
+    ) -> list[Hits | QuarryError]:
         """``search``, with an error in place of the hits of the queries that it concerns."""
         if not queries:
             return []
@@ -152,7 +194,7 @@ class PrefetchEngine:
             vectors = version.encode(queries)
             start = time.perf_counter()
             with self._lock:
-                window = self._close_window()
+                window = self._close_window(request)
             if self.settings.strategy == "runtime":
                 version.prefetcher.start(vectors, self.settings.budget).wait()
                 version.hot.finish()
@@ -162,7 +204,7 @@ class PrefetchEngine:
                 self._totals.add_failed(1)
                 if len(queries) == 1:
                     return [error]
-                return [hits for query in queries for hits in self.search_each([query], k)]
+                return [hits for query in queries for hits in self.search_each([query], k, request)]
             self._note(version, window, vectors, stats, start)
             return found
 
@@ -198,15 +240,20 @@ class PrefetchEngine:
         """
         new = Version(index, self._encoder_folder, self.settings)
         with self._lock:
-            old, self._version, self._window = self._version, new, None
+            old, self._version = self._version, new
+            self._cancel_all()
         old.retire()
         log.info("serving index %s (%s)", index.name, new.fingerprint)
 
     def close(self) -> None:
         """Stop; a later search is an error."""
         with self._lock:
-            self._window = None
+            self._cancel_all()
         self._version.retire()
+
+    def _cancel_all(self) -> None:
+        for asking in (self._shared, *self._open.values()):
+            asking.cancel()
 
     @contextmanager
     def _using(self) -> Iterator[Version]:
@@ -276,6 +323,23 @@ class _Window(NamedTuple):
     version: Version
     handle: Handle
     opened: float
+
+
+@dataclass(slots=True)
+class _Request:
+    """Windows of one request, or of all that give no token."""
+
+    window: _Window | None = None  # the open one
+    behind: _Window | None = None  # closed, and still copying
+    rounds: int = 0
+    named: bool = False  # its token was given with a hint or a search
+
+    def cancel(self) -> None:
+        """What was not begun of its windows is left out; none is open."""
+        for window in (self.window, self.behind):
+            if window is not None:
+                window.handle.cancel()
+        self.window = self.behind = None
 
 
 @dataclass(slots=True)

@@ -5,6 +5,8 @@ share one budget. Each window has a handle; queries may join it until it is canc
 is then made anew over all of them, with what is left of the budget. Clusters are copied in groups;
 a group appears in the hot tier when all of it is there, and until then its clusters are misses.
 
+A window is in the queue once, whatever joins it, and leaves it when it is cancelled.
+
 ``start``, ``add``, ``cancel`` and ``trim`` hand over to the thread and return: no caller ever waits
 for a copy, an encoding or a plan, and what goes wrong in the thread is in the handle.
 
@@ -17,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +79,13 @@ class Handle:
         self.cancelled = True
 
 
+class _Job(NamedTuple):
+    """What the thread does next."""
+
+    do: Callable[[], None] | None  # None: end
+    window: Handle | None = None  # that it works on
+
+
 class Prefetcher:
     """One thread between two tiers; the only one that changes the hot tier."""
 
@@ -95,8 +103,9 @@ class Prefetcher:
         self.hotness = Hotness(len(cold.file.sizes))
         self.totals = Totals()
         self.recent: deque[Copy] = deque(maxlen=4096)
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: deque[_Job] = deque()
         self._lock, self._closed = threading.Lock(), False
+        self._came = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -114,7 +123,7 @@ class Prefetcher:
             handle._new.append(vectors)
             if handle._idle.is_set():
                 handle._idle.clear()
-                self._jobs.put(lambda: self._run(handle))
+                self._put(_Job(lambda: self._run(handle), handle))
 
     def trim(self, fraction: float) -> threading.Event:
         """Evict the coldest until the rest takes ``fraction`` of the room; set when it is done."""
@@ -128,23 +137,46 @@ class Prefetcher:
             self.totals.evicted += len(cold)
             done.set()
 
-        self._jobs.put(evict)
+        with self._lock:
+            self._put(_Job(evict))
         return done
+
+    def waiting(self) -> int:
+        """Windows that the thread has yet to look at."""
+        with self._lock:
+            return sum(job.window is not None for job in self._jobs)
 
     def close(self) -> None:
         """The group that is being copied is finished; the thread ends."""
-        self._closed = True
-        self._jobs.put(None)
+        with self._lock:
+            self._closed = True
+            self._put(_Job(None))
         self._thread.join()
+
+    def _put(self, job: "_Job") -> None:
+        """Behind the others, with the lock held; windows that were cancelled leave the queue."""
+        waiting, self._jobs = self._jobs, deque()
+        for one in waiting:
+            if one.window is not None and one.window.cancelled:
+                one.window._idle.set()
+            else:
+                self._jobs.append(one)
+        self._jobs.append(job)
+        self._came.notify()
 
     # -- in the thread --------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (do := self._next()) is not None:
             try:
-                job()
+                do()
             except Exception:  # the thread must live on; the next job may be fine
                 log.exception("prefetch: a job failed")
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._lock:
+            self._came.wait_for(lambda: self._jobs)
+            return self._jobs.popleft().do
 
     def _run(self, handle: Handle) -> None:
         """Copy group after group, until nothing is planned and no query is new."""
