@@ -1,5 +1,7 @@
 """The pair pinned RAM -> CUDA through the same protocols; on the CPU where there is no device."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,17 @@ def test_damaged_vectors_behind_short_codes_are_an_error_of_their_cluster(world)
         cold.read_vectors(np.array([0, first]))
     fine = cold.read_vectors(np.array([0, first - 1]))
     assert (fine == world.vectors[cold.file.rows[[0, first - 1]]]).all()
+
+
+def test_memory_that_is_refused_leaves_no_file_open(world, monkeypatch) -> None:
+    def refuse(*_, **__) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(QuarryError, match="were refused. Use tier ram"):
+        PinnedTier(world.folder, "fp16", "cpu")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_pages_that_are_side_by_side_are_one_copy(world, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """The engine as a strategy and a service see it: a retriever that is told what may come."""
 
+import gc
 import threading
 from pathlib import Path
 
@@ -439,6 +440,36 @@ def test_another_encoder_and_settings_without_sense_are_refused(land, tmp_path) 
     ):
         with pytest.raises(QuarryError, match=message):
             open_engine(land, encoder_dir("dense"), **{"hot_bytes": 0, "budget": 0, **settings})
+
+
+# -- what fails to open leaves nothing open -----------------------------------------------
+
+
+def n_open_files() -> int:
+    gc.collect()  # arrays that were mapped, held by an error's frames
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16"])
+@pytest.mark.parametrize("fails", ["hot", "throttle", "prefetcher"])
+def test_an_engine_that_cannot_be_opened_leaves_no_file_open(
+    land, monkeypatch, codec: str, fails: str
+) -> None:
+    def refuse(*_, **__) -> None:
+        raise MemoryError
+
+    settings = {"hot_bytes": 2**24, "budget": 0, "codec": codec}
+    open_engine(land, encoder_dir("dense"), **settings).close()  # what is opened once for all
+    if fails == "hot":
+        monkeypatch.setattr("stages.serve.prefetch.tiers.available_bytes", lambda: 0)
+    elif fails == "throttle":
+        settings["throttle"] = (0.0, 0.0)
+    else:
+        monkeypatch.setattr("stages.serve.prefetch.version.Prefetcher", refuse)
+    before = n_open_files()
+    with pytest.raises((QuarryError, MemoryError)):
+        open_engine(land, encoder_dir("dense"), **settings)
+    assert n_open_files() == before
 
 
 # -- damage while serving -------------------------------------------------------------------

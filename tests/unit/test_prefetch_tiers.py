@@ -1,5 +1,6 @@
 """The two tiers of disk and memory: pages, searches that overlap evictions, a slow disk."""
 
+import os
 import threading
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_more_memory_than_is_free_is_refused_before_it_is_taken(cold, monkeypatc
     monkeypatch.setattr(tiers, "available_bytes", lambda: 10_000)
     with pytest.raises(QuarryError, match=r"needs 59,904 bytes and 10,000 are free. Give it fewer"):
         PagedTier(cold.file, 2**30)
+
+
+def test_a_cold_tier_without_its_vectors_leaves_no_file_open(tmp_path) -> None:
+    folder = World(tmp_path / "short", SIZES, codecs=["fp16"]).folder
+    (folder / "codes.npy").write_bytes(b"")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(QuarryError, match="index 'short'"):
+        DiskTier(folder, "fp16")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_system_that_refuses_is_a_clear_error(cold, monkeypatch) -> None:

@@ -26,7 +26,7 @@ from stages.clusters import Batch, Bytes, ClusterFile, Codec, Floats, Ints, span
 from stages.errors import QuarryError
 from stages.serve.prefetch.pages import PageTable
 from stages.serve.prefetch.scan import k_best
-from stages.serve.prefetch.tiers import PAGE
+from stages.serve.prefetch.tiers import PAGE, open_files
 
 GROUP = 2**26  # bytes between two events
 TOLERANCE = 1e-5  # of a score, unit vectors
@@ -43,12 +43,15 @@ class PinnedTier:
             QuarryError: there is no such device, the index is damaged, or the memory is not there.
         """
         _require(device)
-        self.file = ClusterFile(folder, codec)
-        self._exact = self.file if codec == "fp32" else ClusterFile(folder)
-        self._codes, self._errors = _load(self.file, pin=device != "cpu")
-        self._vectors, self._exact_errors = self._codes, self._errors
-        if codec != "fp32":
-            self._vectors, self._exact_errors = _load(self._exact, pin=False)
+        self.file, self._exact = open_files(folder, codec)
+        try:
+            self._codes, self._errors = _load(self.file, pin=device != "cpu")
+            self._vectors, self._exact_errors = self._codes, self._errors
+            if codec != "fp32":
+                self._vectors, self._exact_errors = _load(self._exact, pin=False)
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, clusters: Sequence[int] | Ints) -> Batch:
         """See ``Cold``: views of the table, nothing is copied."""

@@ -90,12 +90,25 @@ class Hot(Protocol):
         ...
 
 
+def open_files(folder: Path, codec: Codec) -> tuple[ClusterFile, ClusterFile]:
+    """The codes of an index, and its float32 vectors; the same file where the codec is fp32."""
+    file = ClusterFile(folder, codec)
+    try:
+        return file, file if codec == "fp32" else ClusterFile(folder)
+    except BaseException:
+        file.close()
+        raise
+
+
 class DiskTier:
     """Clusters in the files of an index directory."""
 
     def __init__(self, folder: Path, codec: Codec = "fp32") -> None:
-        self.file = ClusterFile(folder, codec)
-        self._exact = self.file if codec == "fp32" else ClusterFile(folder)
+        """
+        Raises:
+            QuarryError: the index is damaged; nothing stays open.
+        """
+        self.file, self._exact = open_files(folder, codec)
 
     def read(self, clusters: Sequence[int] | Ints) -> Batch:
         """See ``Cold``."""

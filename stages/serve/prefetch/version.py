@@ -4,15 +4,16 @@ An engine serves one version at a time. A version that was replaced is closed by
 that runs on it.
 """
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from stages.clusters import Clustered, Codec, Floats
+from stages.clusters import Clustered, ClusterFile, Codec, Floats
 from stages.digest import digest
 from stages.encoder import encode_queries
 from stages.errors import QuarryError
@@ -51,6 +52,10 @@ class Version:
     """One index with its tiers and its thread; closed when it is retired and no search runs."""
 
     def __init__(self, folder: Path, encoder: Path | None, settings: Settings) -> None:
+        """
+        Raises:
+            QuarryError: as ``open_engine``; nothing stays open.
+        """
         index = open_index(folder, encoder)
         if not isinstance(index, Clustered):
             raise QuarryError(
@@ -60,14 +65,18 @@ class Version:
         self._docids, self._encoder = index.docids, index.encoder
         self._scope = settings.scope
         self.cold, self.hot = open_tiers(index.folder, settings)
-        self.nprobe = min(settings.nprobe or index.nprobe, len(self.cold.file.sizes))
-        self.fingerprint = digest(
-            "prefetch", index.fingerprint, str(self.nprobe), settings.scope, settings.codec
-        )
-        self._hybrid = HybridIVF(self.cold, self.hot, threads=settings.threads)
-        self.prefetcher = Prefetcher(
-            self.cold, self.hot, group_bytes=settings.group_bytes, depth=settings.depth
-        )
+        with contextlib.ExitStack() as opened:  # closed again if what follows fails
+            opened.callback(self.cold.close)
+            self.nprobe = min(settings.nprobe or index.nprobe, len(self.cold.file.sizes))
+            self.fingerprint = digest(
+                "prefetch", index.fingerprint, str(self.nprobe), settings.scope, settings.codec
+            )
+            self._hybrid = HybridIVF(self.cold, self.hot, threads=settings.threads)
+            opened.callback(self._hybrid.close)
+            self.prefetcher = Prefetcher(
+                self.cold, self.hot, group_bytes=settings.group_bytes, depth=settings.depth
+            )
+            opened.pop_all()
         self._lock, self._users, self.retired = threading.Lock(), 0, False
         self._vectors = _Vectors(self._encoder)
         self.encode = self._vectors.encode
@@ -140,17 +149,26 @@ class _Vectors:
 
 
 def open_tiers(folder: Path, settings: Settings) -> tuple[Cold, Hot]:
-    """The cold and the hot tier of an index directory."""
+    """The cold and the hot tier of an index directory.
+
+    Raises:
+        QuarryError: one of them cannot be had; the other is closed.
+    """
     cold: Cold
     if settings.tier == "cuda":
         from stages.serve.prefetch.cuda import CudaTier, PinnedTier
 
         cold = PinnedTier(folder, settings.codec)
-        hot: Hot = CudaTier(cold.file, settings.hot_bytes)
+        make: Callable[[ClusterFile, int], Hot] = CudaTier
     else:
         cold = DiskTier(folder, settings.codec)
-        hot = PagedTier(cold.file, settings.hot_bytes)
-    return (Throttle(cold, *settings.throttle) if settings.throttle else cold), hot
+        make = PagedTier
+    try:
+        hot = make(cold.file, settings.hot_bytes)
+        return (Throttle(cold, *settings.throttle) if settings.throttle else cold), hot
+    except BaseException:
+        cold.close()
+        raise
 
 
 def check(settings: Settings) -> Settings:
