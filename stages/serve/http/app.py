@@ -43,11 +43,12 @@ def make_app(catalogue: Catalogue, limits: Limits, key: str | None = None) -> Fa
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(_watch(catalogue))
-        yield
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-        await asyncio.to_thread(catalogue.close)
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+            await asyncio.to_thread(catalogue.close)
 
     app = FastAPI(
         title="Quarry", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -93,7 +94,7 @@ def make_app(catalogue: Catalogue, limits: Limits, key: str | None = None) -> Fa
     @app.get("/readyz")
     async def readyz() -> Response:
         """200 once every entry that can be opened is open; else 503 with what is missing."""
-        waiting = {n: w for n, w in catalogue.why.items() if catalogue.opening or w}
+        waiting = {n: w for n, w in dict(catalogue.why).items() if catalogue.opening or w}
         ready = not catalogue.opening and len(waiting) < len(catalogue.entries)
         said = {"ready": ready, "not_open": waiting}
         return Response(dumps(said), 200 if ready else 503, media_type="application/json")
@@ -133,10 +134,14 @@ class Stream(Response):
 
 async def _watch(catalogue: Catalogue) -> None:
     """Open the catalogue, then reopen what is replaced, for as long as the service runs."""
-    await asyncio.to_thread(catalogue.open)
+    work = catalogue.open
     while True:
+        try:
+            await asyncio.to_thread(work)
+        except Exception:  # not of an entry: those are caught one by one
+            log.exception("the catalogue could not be looked at; it is tried again")
+        work = catalogue.look
         await asyncio.sleep(LOOK)
-        await asyncio.to_thread(catalogue.look)
 
 
 def _add_problems(app: FastAPI) -> None:

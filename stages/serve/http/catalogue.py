@@ -119,9 +119,12 @@ class Catalogue:
         self._shelves: dict[Place, Shelf] = {}
         self._searchers: dict[Place, Searcher] = {}
         self._desks: dict[str, Desk] = {}
-        self._seen: dict[Place, Identity] = {}  # at the last look
+        self._seen: dict[Any, Identity] = {}  # of places and entries, at the last look
+        self._failed: dict[Any, Identity] = {}  # what was tried in vain: not tried again
         self.opening = True
+        self._closing = False
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # held by who opens; close waits for it
 
     @property
     def indexes(self) -> dict[str, Entry]:
@@ -146,16 +149,27 @@ class Catalogue:
         return {p.index: s.retriever.stats() for p, s in list(self._shelves.items()) if s.ahead}
 
     def open(self) -> None:
-        """Open every entry; what cannot be opened stays in ``why``."""
-        for name, entry in self.entries.items():
-            try:
-                self._open(entry)
-                del self.why[name]
-            except QuarryError as e:
-                self.why[name] = str(e)
-                log.warning("serve.%s cannot be served: %s", name, e)
-        self.opening = False
+        """Open every entry; what cannot be opened stays in ``why``, whatever the reason."""
+        try:
+            for entry in self.entries.values():
+                with self._turn:
+                    if self._closing:
+                        return
+                    self._try(entry)
+        finally:
+            self.opening = False
         log.info("%d of %d entries are open", len(self.entries) - len(self.why), len(self.entries))
+
+    def _try(self, entry: Entry) -> None:
+        name, now = entry.name, identify(*_needed(entry))
+        try:
+            self._open(entry)
+        except Exception as e:
+            self._failed[name] = now
+            self.why[name] = _reason(e)
+            _warn(e, "serve.%s cannot be served: %s", name, _reason(e))
+        else:
+            self.why.pop(name, None)
 
     def _open(self, entry: Entry) -> None:
         place, model = entry.place, entry.values.model
@@ -191,10 +205,12 @@ class Catalogue:
             retriever = self._memory.open(index, encoder)
         else:
             retriever = open_index(index, encoder) if index else None
+        shelf = Shelf(place, identity, corpus, retriever, ahead)
         if retriever:  # the first search loads its model: no request's time
-            for hits in retriever.search(["warm"], 1):
-                corpus.describe(hits)  # an index over another corpus shows here
-        return Shelf(place, identity, corpus, retriever, ahead)
+            with _closed_on_error(shelf):
+                for hits in retriever.search(["warm"], 1):
+                    corpus.describe(hits)  # an index over another corpus shows here
+        return shelf
 
     @contextlib.contextmanager
     def borrow(self, entry: Entry) -> Iterator[Opened]:
@@ -220,33 +236,50 @@ class Catalogue:
             self._close_if_unused(shelf)
 
     def look(self) -> None:
-        """Open anew what was replaced: a folder that differs, and is as it was at the last look.
+        """Open anew what was replaced, and what could not be opened and has changed since.
 
-        A folder that is being filled file by file changes from look to look; one that cannot be
-        opened is tried again, and the old one goes on serving.
+        A folder that is being filled file by file changes from look to look: it counts once it is
+        as it was at the last look. What cannot be opened is not tried again until it changes, and
+        the old one goes on serving.
         """
         for place, shelf in list(self._shelves.items()):
-            now = identify(_watched(place))
-            settled, self._seen[place] = self._seen.get(place) == now, now
-            if not now or now == shelf.identity or not settled:
-                continue
-            task = Task(
-                "serve", next(n for n, e in self.entries.items() if e.place == place), False
-            )
-            try:
-                fresh = self._shelf(task, place)
-                for model in shelf.libraries:
+            with self._turn:
+                if self._closing:
+                    return
+                now = identify(_watched(place))
+                if now and now != shelf.identity and self._is_new(place, _folders(place)):
+                    self._replace(place, shelf)
+        for name in list(self.why):
+            with self._turn:
+                if self._closing:
+                    return
+                if self._is_new(name, _needed(self.entries[name])):
+                    self._try(self.entries[name])
+
+    def _is_new(self, what: Any, folders: list[Path]) -> bool:
+        """Whether the folders are as at the last look, and not as they were tried in vain."""
+        now = identify(*folders)
+        settled, self._seen[what] = self._seen.get(what) == now, now
+        return settled and self._failed.get(what) != now
+
+    def _replace(self, place: Place, shelf: Shelf) -> None:
+        task = Task("serve", next(n for n, e in self.entries.items() if e.place == place), False)
+        try:
+            fresh = self._shelf(task, place)
+            with _closed_on_error(fresh):
+                for model in list(shelf.libraries):
                     self._library(fresh, model)
-            except (QuarryError, OSError, KeyError, ValueError) as e:
-                self.reopened["failed"] += 1
-                log.warning("%s was replaced and cannot be opened: %s", _watched(place), e)
-                continue
-            with self._lock:
-                self._shelves[place] = fresh
-                shelf.retired = True
-            self.reopened["new"] += 1
-            log.info("%s was replaced: opened anew", _watched(place))
-            self._close_if_unused(shelf)
+        except Exception as e:
+            self._failed[place] = self._seen[place]
+            self.reopened["failed"] += 1
+            _warn(e, "%s was replaced and cannot be opened: %s", _watched(place), _reason(e))
+            return
+        with self._lock:
+            self._shelves[place] = fresh
+            shelf.retired = True
+        self.reopened["new"] += 1
+        log.info("%s was replaced: opened anew", _watched(place))
+        self._close_if_unused(shelf)
 
     def _close_if_unused(self, shelf: Shelf) -> None:
         with self._lock:
@@ -255,21 +288,59 @@ class Catalogue:
             shelf.retriever.close()
 
     def close(self) -> None:
-        """Finish what runs and end all threads."""
-        for worker in (*self._desks.values(), *self._searchers.values()):
-            worker.close()
-        for shelf in self._shelves.values():
-            shelf.retired = True
-            self._close_if_unused(shelf)
+        """Finish what runs and end all threads; an entry that is being opened is waited for."""
+        self._closing = True
+        with self._turn:
+            for worker in (*self._desks.values(), *self._searchers.values()):
+                worker.close()
+            for shelf in self._shelves.values():
+                shelf.retired = True
+                self._close_if_unused(shelf)
 
 
-def identify(folder: Path) -> Identity:
-    """What tells a folder from one that took its place; empty if it is not there."""
+@contextlib.contextmanager
+def _closed_on_error(shelf: Shelf) -> Iterator[None]:
+    """An engine that turns out to be of no use does not keep its threads and memory."""
+    try:
+        yield
+    except BaseException:
+        if shelf.ahead:
+            shelf.retriever.close()
+        raise
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, QuarryError) else f"{type(error).__name__}: {error}"
+
+
+def _warn(error: Exception, message: str, *args: Any) -> None:
+    """With the traceback, if nobody foresaw the error."""
+    log.warning(message, *args, exc_info=None if isinstance(error, QuarryError) else error)
+
+
+def identify(*folders: Path) -> Identity:
+    """What tells folders from others that took their places; empty if none is there."""
+    return tuple(row for folder in folders for row in _identify(folder))
+
+
+def _identify(folder: Path) -> Identity:
     try:
         stats = [(f.relative_to(folder).as_posix(), f.stat()) for f in sorted(folder.rglob("*"))]
     except OSError:
         return ()
     return tuple((name, s.st_ino, s.st_mtime_ns, s.st_size) for name, s in stats)
+
+
+def _folders(place: Place) -> list[Path]:
+    """Of the corpus, the index and the encoder."""
+    named = zip(("ingest", "index", "finetune"), place, strict=True)
+    return [Path("data") / room / name for room, name in named if name != NONE]
+
+
+def _needed(entry: Entry) -> list[Path]:
+    """All that the entry is opened from."""
+    model = entry.values.model
+    return _folders(entry.place) + ([] if model == NONE else [Path("data/finetune") / model])
 
 
 def _watched(place: Place) -> Path:
