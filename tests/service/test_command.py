@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 from http_worlds import wait_until
+
+from stages.serve.http.command import listen
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,3 +79,14 @@ def test_after_kill_9_the_same_command_serves_again_and_sigterm_ends_it(project)
             process.communicate(timeout=60)
         port = url.rsplit(":", 1)[1]
     assert process.returncode == 0
+
+
+def test_a_client_that_takes_nothing_is_disconnected_by_the_system():
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        pytest.skip("Linux has it")
+    with listen("127.0.0.1", 0) as server:
+        server.listen()
+        with socket.create_connection(server.getsockname()):
+            accepted, _ = server.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000

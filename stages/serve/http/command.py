@@ -14,6 +14,8 @@ from stages.serve.http import __doc__ as ABOUT
 from stages.serve.http.limits import Limits
 
 MIB = 2**20
+CONNECTIONS = 512  # beyond the requests that are worked on: idle ones, and those told to wait
+STALLED = 30_000  # milliseconds after which a client that takes nothing is disconnected
 DRAIN = 5.0  # seconds beyond the longest answer that a shutdown waits
 
 
@@ -104,6 +106,8 @@ def listen(host: str, port: int) -> socket.socket:
     # TCP is said, or asyncio leaves Nagle's algorithm on: 44 ms a request -> 4 ms.
     s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED)
     try:
         s.bind((host, port))
     except OSError as e:
@@ -134,6 +138,7 @@ def serve(args: argparse.Namespace) -> None:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="on",
         timeout_graceful_shutdown=int(limits.answer_seconds + DRAIN), timeout_keep_alive=65,
+        limit_concurrency=limits.answers + limits.searches + CONNECTIONS,
     )  # fmt: skip
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     host = f"[{args.host}]" if ":" in args.host else args.host

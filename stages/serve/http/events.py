@@ -1,6 +1,7 @@
 """Answers that come in pieces: server-sent events, or the same pieces put together at the end.
 
-The client is watched while the answer is made: when it goes, the question is cancelled.
+The client is watched while the answer is made: when it goes, or stops reading, the question is
+cancelled.
 """
 
 import asyncio
@@ -9,12 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from stages.serve.http.bodies import Emit
 from stages.serve.http.guard import Gate
 from stages.serve.http.problems import Problem, dumps
 
+STALLED = 30.0  # seconds without room for an event, after which the client is given up
 QUIET = 15.0  # seconds without an event after which a comment keeps the connection awake
 
 Job = Callable[[Emit], Awaitable[None]]  # tells its events; raises Problem
@@ -29,7 +31,7 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         send_all = self._send_stream if self._stream else self._send_whole
         gone = asyncio.create_task(_gone(receive))
-        sending = asyncio.create_task(send_all(scope, receive, send))
+        sending = asyncio.create_task(send_all(scope, receive, _in_time(send)))
         try:
             await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -111,6 +113,16 @@ def _gathered(told: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         elif name in {"start", "done"}:
             whole |= members
     return whole
+
+
+def _in_time(send: Send) -> Send:
+    """``send`` that raises TimeoutError when the client reads nothing for a while."""
+
+    async def send_on(message: Message) -> None:
+        async with asyncio.timeout(STALLED):
+            await send(message)
+
+    return send_on
 
 
 async def _gone(receive: Receive) -> None:
