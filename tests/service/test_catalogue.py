@@ -150,3 +150,12 @@ def test_looks_go_on_after_one_that_failed_and_the_catalogue_is_closed_at_the_en
     with pytest.raises(InterruptedError):
         asyncio.run(live())
     assert done[0] == "open" and done.count("look") >= 3 and done[-1] == "close"
+
+
+def test_an_index_is_searched_by_the_first_of_its_entries_that_is_open(project):
+    held = Catalogue(read_entries(["find", "read"]))
+    assert held.indexes["words"].name == "find", "neither is open"
+    del held.why["read"]
+    assert held.indexes["words"].name == "read"
+    del held.why["find"]
+    assert held.indexes["words"].name == "find"

@@ -128,9 +128,9 @@ class Catalogue:
 
     @property
     def indexes(self) -> dict[str, Entry]:
-        """By name of the index, the first entry that searches it."""
+        """By name of the index, the first entry that searches it; an open one, if there is one."""
         named: dict[str, Entry] = {}
-        for entry in self.entries.values():
+        for entry in sorted(self.entries.values(), key=lambda e: e.name in self.why):
             if entry.values.index != NONE:
                 named.setdefault(entry.values.index, entry)
         return named
