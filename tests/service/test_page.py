@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from browser import TEXT, browser, needs_chromium
-from http_worlds import running, wait_until, write_clustered
+from http_worlds import running, wait_until, write_clustered, write_corpus
+from rooms import run_room
 
 from stages.serve.http.catalogue import Catalogue, read_entries
 from stages.serve.http.lookahead import Memory
@@ -111,6 +112,21 @@ def test_by_mouse_a_passage_shows_its_text_and_where_it_comes_from(ahead, page):
     assert count(page, "svg rect.copy") == 0 and count(page, "svg rect.hint") == 0
     page.click("article ol:last-of-type summary")
     assert "The model writes" in page.value(TEXT)
+
+
+def test_a_passage_with_line_separators_of_unicode_is_shown(project, page):
+    write_corpus(["Lyon is\u2028in France.", "Turin is\u2029in Italy.", "Porto.", "Graz."])
+    run_room("index", "words")
+    with running(Catalogue(read_entries(["read"]))) as service:
+        page.open(service.url, width=1200)
+        page.wait(f"{STATE} === 'idle'")
+        page.click("#question")
+        page.type("Lyon and Turin")
+        page.press("Enter")
+        page.wait(f"{STATE} === 'done'")
+        page.click("article ol:first-of-type summary")
+        text = page.value(TEXT)
+        assert "No passage was read" not in text and "found by" in text
 
 
 def test_what_went_wrong_is_said_in_words_and_a_key_helps(project, page):

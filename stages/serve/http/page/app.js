@@ -74,7 +74,7 @@ async function* events(response) {
     const parts = text.split("\n\n");
     text = parts.pop();
     for (const part of parts) {
-      const found = /^event: (\w+)\ndata: (.*)$/.exec(part);
+      const found = /^event: (\w+)\ndata: ([^]*)$/.exec(part);
       if (found) yield [found[1], JSON.parse(found[2])];
     }
   }
