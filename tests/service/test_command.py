@@ -11,7 +11,7 @@ import httpx
 import pytest
 from http_worlds import wait_until
 
-from stages.serve.http.command import listen
+from stages.serve.http.command import listen, parse, read_key
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,3 +90,27 @@ def test_a_client_that_takes_nothing_is_disconnected_by_the_system():
             accepted, _ = server.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--port", "65536", "0 to 65535"), ("--port", "-1", "0 to 65535"),
+        ("--port", "http", "no whole number"),
+        ("--answers", "0", "at least 1"), ("--searches", "-3", "at least 1"),
+        ("--hot-mib", "nan", "no finite number"), ("--budget-mib", "-1", "less than 0"),
+        ("--disk-mib", "inf", "no finite number"), ("--answer-seconds", "0", "more than 0"),
+        ("--search-seconds", "nan", "no finite number"),
+    ],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused(capsys, option, value, said):
+    with pytest.raises(SystemExit) as end:
+        parse([f"{option}={value}"])
+    assert end.value.code == 2
+    complaint = capsys.readouterr().err
+    assert option in complaint and said in complaint
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "LOCALHOST", "::1"])
+def test_loopback_by_any_name_needs_no_key(host):
+    assert read_key(host, None) is None

@@ -179,6 +179,29 @@ def test_with_a_key_every_route_but_the_page_and_the_probes_wants_it(project, ca
     assert key not in caplog.text
 
 
+def test_every_name_of_loopback_is_one_and_no_other(service):
+    for host in ("LocalHost:80", "127.0.0.2", "[::1]:8000", "127.255.255.254:1"):
+        assert service.client.get("/catalogue", headers={"host": host}).status_code == 200, host
+    for host in ("128.0.0.1", "localhost.example", "[::2]", "127.0.0.1.example:80", ""):
+        assert_problem(service.client.get("/catalogue", headers={"host": host}), 403, "host")
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "latin-1"])
+def test_a_key_that_is_not_ascii_is_compared_as_bytes(project, coding):
+    key = "cl\u00e9-\u00e0"  # its last byte in UTF-8 is a space in Latin-1
+    with running(Catalogue(read_entries(["find"])), key=key) as service:
+        for given, status in ((key, 200), ("cl\u00e9-\u00e9", 401)):
+            headers = {"x-api-key": given.encode(coding)}
+            assert service.client.get("/catalogue", headers=headers).status_code == status
+
+
+def test_why_something_is_not_open_is_told_to_those_with_the_key(project):
+    with running(Catalogue(read_entries(["find", "gone"])), key="k") as service:
+        assert service.client.get("/readyz").json() == {"ready": True}
+        said = service.client.get("/readyz", headers={"x-api-key": "k"}).json()
+        assert "not-built" in said["not_open"]["gone"]
+
+
 # -- many at once, and clients that leave -----------------------------------------------------
 
 

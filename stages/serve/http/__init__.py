@@ -12,6 +12,6 @@ it asked for is there.
 Reading order: limits.py, problems.py (what goes wrong, as JSON), generation.py (the model's
 thread), searching.py (the index's thread), corpus.py (passages and where they come from),
 lookahead.py (an index that fetches ahead), catalogue.py (what can be named, opened and reopened),
-driving.py (one question from its first effect to its end), metrics.py, guard.py (who may ask, how
-much), app.py (the routes), page/ (the page), command.py (the command line).
+driving.py (one question from its first effect to its end), metrics.py, loopback.py, guard.py (who
+may ask, how much), app.py (the routes), page/ (the page), command.py (the command line).
 """

@@ -92,11 +92,15 @@ def make_app(catalogue: Catalogue, limits: Limits, key: str | None = None) -> Fa
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     @app.get("/readyz")
-    async def readyz() -> Response:
-        """200 once every entry that can be opened is open; else 503 with what is missing."""
+    async def readyz(request: Request) -> Response:
+        """200 once every entry that can be opened is open; else 503 with what is missing.
+
+        What is missing is told to those who may ask: the reasons name files."""
         waiting = {n: w for n, w in dict(catalogue.why).items() if catalogue.opening or w}
         ready = not catalogue.opening and len(waiting) < len(catalogue.entries)
-        said = {"ready": ready, "not_open": waiting}
+        said = {"ready": ready}
+        if request.scope["has_key"]:
+            said["not_open"] = waiting
         return Response(dumps(said), 200 if ready else 503, media_type="application/json")
 
     @app.get("/metrics")

@@ -1,8 +1,8 @@
 """``python -m stages.serve http``: serve the catalogue until SIGTERM or Ctrl-C."""
 
 import argparse
-import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from stages.errors import QuarryError
 from stages.serve.http import __doc__ as ABOUT
 from stages.serve.http.limits import Limits
+from stages.serve.http.loopback import is_loopback
 
 MIB = 2**20
 CONNECTIONS = 512  # beyond the requests that are worked on: idle ones, and those told to wait
@@ -43,7 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m stages.serve http", description=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    p.add_argument("--port", type=int, default=8000, help="0: any free one, which is printed")
+    p.add_argument("--port", type=_port, default=8000, help="0: any free one, which is printed")
     p.add_argument("--host", default="127.0.0.1", help="another than loopback needs a key")
     p.add_argument(
         "--entry", action="append", metavar="NAME",
@@ -54,21 +55,62 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="VARIABLE",
         help="the environment variable that holds the key which requests must give",
     )
-    p.add_argument("--answers", type=int, default=limits.answers, help="in flight at once")
-    p.add_argument("--searches", type=int, default=limits.searches, help="in flight at once")
+    p.add_argument("--answers", type=_places, default=limits.answers, help="in flight at once")
+    p.add_argument("--searches", type=_places, default=limits.searches, help="in flight at once")
     p.add_argument(
-        "--hot-mib", type=float, default=256, help="fast memory of an index that fetches ahead"
+        "--hot-mib", type=_size, default=256, help="fast memory of an index that fetches ahead"
     )
-    p.add_argument("--budget-mib", type=float, default=64, help="what one window may copy of it")
+    p.add_argument("--budget-mib", type=_size, default=64, help="what one window may copy of it")
     p.add_argument(
         "--disk-mib",
-        type=float,
+        type=_size,
         metavar="MIB_PER_S",
         help="slow the disk down to this, to see what fetching ahead does",
     )
-    p.add_argument("--answer-seconds", type=float, default=limits.answer_seconds)
-    p.add_argument("--search-seconds", type=float, default=limits.search_seconds)
+    p.add_argument("--answer-seconds", type=_seconds, default=limits.answer_seconds)
+    p.add_argument("--search-seconds", type=_seconds, default=limits.search_seconds)
     return p.parse_args(argv)
+
+
+def _port(text: str) -> int:
+    if not 0 <= (port := _whole(text)) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: it must be 0 to 65535")
+    return port
+
+
+def _places(text: str) -> int:
+    if (n := _whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few: at least 1")
+    return n
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from None
+
+
+def _size(text: str) -> float:
+    if (x := _finite(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return x
+
+
+def _seconds(text: str) -> float:
+    if (x := _finite(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time: more than 0 seconds")
+    return x
+
+
+def _finite(text: str) -> float:
+    try:
+        x = float(text)
+    except ValueError:
+        x = math.nan
+    if not math.isfinite(x):
+        raise argparse.ArgumentTypeError(f"'{text}' is no finite number")
+    return x
 
 
 def read_key(host: str, variable: str | None) -> str | None:
@@ -81,19 +123,12 @@ def read_key(host: str, variable: str | None) -> str | None:
         if key := os.environ.get(variable, "").strip():
             return key
         raise QuarryError(f"--api-key-env {variable}: that environment variable is not set.")
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise QuarryError(
             f"--host {host} is not loopback: others could ask. Put a key into an environment "
             f"variable and name it: --api-key-env QUARRY_API_KEY"
         )
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

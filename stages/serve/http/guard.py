@@ -10,10 +10,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.serve.http.limits import Limits
+from stages.serve.http.loopback import is_loopback
 from stages.serve.http.metrics import Metrics
 from stages.serve.http.problems import Problem
 
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 OPEN = {"/", "/healthz", "/readyz", "/page/app.js", "/page/style.css"}  # need no key
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -61,7 +61,9 @@ class Guard:
 
     def __init__(self, app: ASGIApp, limits: Limits, key: str | None, metrics: Metrics) -> None:
         self._app, self._limits, self._metrics = app, limits, metrics
-        self._key = key.encode() if key else None
+        # A header is bytes: clients send a key that is not ASCII as UTF-8 or as Latin-1.
+        codings = ("utf-8", "latin-1")
+        self._keys = {key.encode(c, "surrogateescape") for c in codings if _has(key, c)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,17 +93,20 @@ class Guard:
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if self._key is None:
+        scope["has_key"] = True
+        if not self._keys:
             # No page of another site may ask through a name that it points at this machine.
             host = headers.get("host", "")
             name = host[1:].split("]")[0] if host.startswith("[") else host.rsplit(":", 1)[0]
-            if name not in LOOPBACK:
+            if not is_loopback(name):
                 raise Problem(403, "host", "without a key this service answers on loopback only.")
-        elif scope["path"] not in OPEN:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            given = given if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-            if not hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
-                raise Problem(401, "key", "give the key as 'Authorization: Bearer KEY'.")
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        raw = given.strip(" \t").encode("latin-1")  # as it came
+        scope["has_key"] = any([hmac.compare_digest(raw, key) for key in self._keys])
+        if not scope["has_key"] and scope["path"] not in OPEN:
+            raise Problem(401, "key", "give the key as 'Authorization: Bearer KEY'.")
 
     async def _whole_body(self, scope: Scope, receive: Receive) -> Receive:
         """``receive`` that first gives the whole body, read here within the limits."""
@@ -131,3 +136,11 @@ class Guard:
             return whole.pop() if whole else await receive()
 
         return replay
+
+
+def _has(key: str | None, coding: str) -> bool:
+    """Whether the key can be written in it."""
+    try:
+        return bool((key or "").encode(coding, "surrogateescape"))
+    except UnicodeEncodeError:
+        return False
