@@ -146,7 +146,8 @@ class EndpointGenerator:
                     for name in inbox.cancelled():
                         if name in stops:
                             stops.pop(name).set()
-                            yield TokenEvent(name, "", self._cut(asked[name], texts[name]))
+                            request, said_so_far = asked.pop(name), texts.pop(name)
+                            yield TokenEvent(name, "", self._cut(request, said_so_far))
                     if (room := AT_ONCE - len(stops)) > 0:
                         for name, request in inbox.admit(room):
                             self.prompts += 1
@@ -162,7 +163,7 @@ class EndpointGenerator:
                     if name not in stops:
                         continue  # it was cancelled
                     if isinstance(what, Refused):
-                        del stops[name]
+                        del stops[name], asked[name], texts[name]
                         yield TokenEvent(name, "", what)
                     elif isinstance(what, Exception):
                         raise what
@@ -170,7 +171,7 @@ class EndpointGenerator:
                         texts[name].append(what)
                         yield TokenEvent(name, what, None)
                     else:
-                        del stops[name]
+                        del stops[name], asked[name], texts[name]
                         self.tokens += what.tokens_in + what.tokens_out
                         yield TokenEvent(name, "", what)
             finally:

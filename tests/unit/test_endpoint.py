@@ -452,3 +452,27 @@ def test_a_server_that_tells_no_probabilities_cannot_be_asked_for_doubts(server,
         generator.generate([Request("p", 4, doubt_below=(0.5,))])
     server.answer = lambda path, body: good("")
     assert generator.generate([Request("p", 4, doubt_below=(0.5,))])[0].doubts == ((),)
+
+
+def test_a_stream_that_lives_on_forgets_the_requests_that_ended(server, generator) -> None:
+    """Done, refused and cancelled: what it holds of them is gone with their last event."""
+
+    def answer(path: str, body: dict) -> Answer:
+        if path == "/tokenize":
+            return like_vllm(path, body)
+        if body["prompt"] == "b":
+            cancelled.wait(60)
+        return bad(400, "too long") if body["prompt"] == "long" else sse(*WHOLE)
+
+    server.answer, cancelled = answer, threading.Event()
+    asked = {0: [("a", Request("a", 2)), ("long", Request("long", 2)), ("b", Request("b", 2))]}
+    stream = generator.stream(Script(asked, {1: ["b"]}))
+    ended = {}
+    for event in stream:
+        if event.done:
+            ended[event.request_id] = event.done
+        if event.request_id == "b":
+            cancelled.set()
+        held = stream.gi_frame.f_locals
+        assert not ended.keys() & (held["asked"].keys() | held["texts"].keys())
+    assert ended.keys() == {"a", "long", "b"} and ended["b"].finish == "cancelled"
