@@ -15,6 +15,7 @@ from index_worlds import encoder_dir
 from rooms import run_room, write_params
 from strategies import passages_table
 
+from stages import shell
 from stages.serve.http.app import make_app
 from stages.serve.http.catalogue import Catalogue
 from stages.serve.http.command import listen
@@ -38,17 +39,19 @@ LOOKS = RAG | dict(
 
 
 def write_corpus(texts: list[str], locator: str = "towns.txt") -> None:
-    """data/ingest/c of the project in the current folder."""
-    folder = Path("data/ingest/c")
-    folder.mkdir(parents=True, exist_ok=True)
+    """data/ingest/c of the project in the current folder, replaced at once as stages do it.
+
+    Written in place, it would be cut short under a service that has it mapped.
+    """
     passages = passages_table(*texts)
-    write_table(passages, folder, "passages")
     rows = [
         dict(docid=d, title="", text="", content_hash="", dup_of="", meta="{}",
              locator=f"{locator}:{d}")
         for d in passages["parent"].to_pylist()
     ]  # fmt: skip
-    write_table(table("documents", rows), folder, "documents")
+    with shell.replaced(Path("data/ingest/c")) as folder:
+        write_table(passages, folder, "passages")
+        write_table(table("documents", rows), folder, "documents")
 
 
 def write_clustered() -> None:
