@@ -110,7 +110,10 @@ def default_graph() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         subprocess.run(["git", "clone", "-q", str(ROOT), "clone"], check=True)
         os.chdir("clone")
-        for argv in (["cache", "dir", "--local", str(ROOT / ".dvc/cache")], ["checkout", "-q"]):
+        for argv in (
+            ["cache", "dir", "--local", str(ROOT / ".dvc/cache")],
+            ["checkout", "-q", "dvc.yaml"],
+        ):
             subprocess.run([sys.executable, "-m", "dvc", *argv], check=True, capture_output=True)
         before = Path("params.yaml").read_text(encoding="utf-8")
         entry = next(line for line in before.splitlines() if line.startswith(ENTRY))
