@@ -83,12 +83,16 @@ def kinds(generator: LocalGenerator, facts: list[str]) -> dict[str, Work]:
         return " ".join(f"{p.title}: {p.text}" for p in passages)
 
     same = cut(" ".join(facts[::61]), 240)
+    more = cut(" ".join(facts[::59]), 540)
     return {
         "decode-heavy": Work(
             1, lambda q, found: f"{cut(joined(found), 24)}\n{cut(q.text, 30)}\nAn essay:", 48, 3.0
         ),
         "prefill-heavy": Work(
-            40, lambda q, found: f"{q.text}\n{cut(joined(found), 520)}\n{q.text}\nAnswer:", 8, 0.95
+            60,  # a rare question finds fewer passages: other facts fill its prompt
+            lambda q, found: f"{q.text}\n{cut(f'{joined(found)} {more}', 540)}\n{q.text}\nAnswer:",
+            8,
+            0.95,
         ),
         "shared prefix": Work(
             10, lambda q, found: f"{same}\n{cut(joined(found), 120)}\n{q.text}\nAnswer:", 16, 2.0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from stages.digest import folder_digest
 from stages.errors import QuarryError
 
-ModelRole = Literal["generator", "dense", "sparse"]
+ModelRole = Literal["generator", "dense", "sparse", "judge", "value"]
 TRAINING = "training.json"
 
 
@@ -41,25 +41,23 @@ def write_training(folder: Path, role: ModelRole, **made_by: Any) -> None:
     )
 
 
+def read_role(folder: Path) -> ModelRole:
+    """What a model directory says that it is.
+
+    Raises:
+        QuarryError: no model directory.
+    """
+    return _read(folder)["role"]
+
+
 def read_training(folder: Path, role: ModelRole) -> dict[str, Any]:
     """``training.json`` of a directory that must have this role.
 
     Raises:
         QuarryError: no such folder or file, another role, or a tokenizer or weights missing.
     """
-    path = folder / TRAINING
-    if not path.exists():
-        raise QuarryError(
-            f"{folder}: not a model directory (no {TRAINING}). Make it with a finetune entry."
-        )
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        found = made["role"], made["fingerprint"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise QuarryError(
-            f"{path}: not the JSON that write_training leaves ({e!r}). Rebuild it: dvc repro."
-        ) from None
-    if found[0] != role:
+    made = _read(folder)
+    if made["role"] != role:
         raise QuarryError(
             f"{folder}: is a {made['role']} model, a {role} model is needed here. "
             f"Name another finetune entry in params.yaml."
@@ -70,4 +68,20 @@ def read_training(folder: Path, role: ModelRole) -> dict[str, Any]:
                 raise QuarryError(
                     f"{folder}: model directory without {needed}. Rebuild it: dvc repro."
                 )
+    return made
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / TRAINING
+    if not path.exists():
+        raise QuarryError(
+            f"{folder}: not a model directory (no {TRAINING}). Make it with a finetune entry."
+        )
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        _ = made["role"], made["fingerprint"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise QuarryError(
+            f"{path}: not the JSON that write_training leaves ({e!r}). Rebuild it: dvc repro."
+        ) from None
     return made

@@ -40,6 +40,7 @@ class Inputs(NamedTuple):
     store: "RecordStore"
     model: Path | None = None
     centroids: Path | None = None
+    triples: Path | None = None
 
 
 def open_index(path: Path, encoder: Path | None = None) -> "Retriever":

@@ -19,8 +19,9 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     passages = read_table(task.slot("ingest", values.corpus), "passages")
     model = task.slot("finetune", values.model)
     centroids = task.slot("index", values.centroids)
+    triples = task.slot("triples", values.triples)
     with RecordStore() as store:
-        contents = kind.build(passages, values, Inputs(store, model, centroids))
+        contents = kind.build(passages, values, Inputs(store, model, centroids, triples))
         reused = store.hits
     layout.write_index(folder, name, contents)
     return {**contents.facts, "reused": reused}

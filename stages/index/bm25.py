@@ -61,6 +61,7 @@ class Params(Entry):
     corpus: Slot  # an entry of ingest
     model: Literal["none"]
     centroids: Literal["none"]
+    triples: Literal["none"] = "none"
     k1: float = Field(1.2, ge=0)  # how soon repetitions of a word stop adding
     b: float = Field(0.75, ge=0, le=1)  # how much long passages pay
     stopwords: str = "english"  # whose words to leave out, or "none"

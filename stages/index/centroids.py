@@ -35,6 +35,7 @@ class Params(Entry):
     corpus: Slot  # an entry of ingest; one that is never edited keeps the lists in place
     model: Slot  # an entry of finetune: a dense encoder
     centroids: Literal["none"]
+    triples: Literal["none"] = "none"
     nlist: int = Field(ge=1)  # how many; about the square root of the number of passages
     seed: int = 13  # of k-means
     sample: int = Field(65_536, ge=1)  # at most so many passages; 64 per centroid are enough

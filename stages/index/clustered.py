@@ -47,6 +47,7 @@ class Params(Entry):
     corpus: Slot  # an entry of ingest
     model: Slot  # an entry of finetune: a dense encoder
     centroids: Slot  # an entry of index, of kind centroids, made with the same model
+    triples: Literal["none"] = "none"
     nprobe: int = Field(ge=1)  # clusters that a query looks into
     codes: list[Literal["fp16", "int8"]] = Field([])  # kept beside the vectors: fewer bytes to move
     max_tokens: int = Field(128, ge=8)  # of a text; the rest is not read

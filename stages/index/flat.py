@@ -27,6 +27,7 @@ class Params(Entry):
     corpus: Slot  # an entry of ingest
     model: Slot  # an entry of finetune: a dense encoder
     centroids: Literal["none"]
+    triples: Literal["none"] = "none"
     max_tokens: int = Field(128, ge=8)  # of a text; the rest is not read
     threads: int = Field(1, ge=1)  # of torch and faiss; another number, other last bits
 

@@ -35,6 +35,7 @@ class Params(Entry):
     corpus: Slot  # an entry of ingest
     model: Slot  # an entry of finetune: a dense encoder
     centroids: Slot  # an entry of index, of kind centroids, made with the same model
+    triples: Literal["none"] = "none"
     nprobe: int = Field(ge=1)  # lists that a query looks into
     max_tokens: int = Field(128, ge=8)  # of a text; the rest is not read
     threads: int = Field(1, ge=1)  # of torch and faiss; another number, other last bits

@@ -5,8 +5,8 @@ Reads ``data/ingest/<corpus>`` (questions with answers, passages), an index, a g
 ``stages.preference``, validated before they are written) and stats.json, which counts what was
 dropped and why. The preference recipe of ``finetune`` trains on them.
 
-Every recipe is one file with ``build(params, queries, passages, tools, store) -> Built``. Its
-model calls go through the loop engine and the record store: a killed run goes on where it was.
+Every recipe is one file with ``build(params, inputs, tools, store) -> Built``. Its model calls go
+through the loop engine and the record store: a killed run goes on where it was.
 
 Reading order: answers.py (answers sampled with and without passages, scored by correctness),
 __main__.py (the shell).
@@ -15,9 +15,21 @@ __main__.py (the shell).
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
 RECIPES = {"answers": "answers"}
+
+
+class Inputs(NamedTuple):
+    """What a recipe may read beside the tools; None where a slot says ``none``."""
+
+    queries: "pa.Table"
+    passages: "pa.Table"
+    qrels: "pa.Table"
+    triples: "pa.Table | None" = None
+    run: "Path | None" = None  # of a serve entry: its answers and effects
 
 
 class Built(NamedTuple):

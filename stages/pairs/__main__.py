@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stages import pairs, params, shell
-from stages.pairs import RECIPES
+from stages.pairs import RECIPES, Inputs
 from stages.preference import read_groups
 from stages.records import RecordStore
 from stages.shell import Task
@@ -30,10 +30,14 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     recipe = shell.method("stages.pairs", name)
     values = params.load(recipe.Params, task.room, task.entry, study=task.study)
     corpus = task.slot("ingest", values.corpus)
-    queries, passages = read_table(corpus, "queries"), read_table(corpus, "passages")
+    triples, run = task.slot("triples", values.triples), task.slot("runs", values.run)
+    inputs = Inputs(
+        *(read_table(corpus, kind) for kind in ("queries", "passages", "qrels")),
+        read_table(triples, "triples") if triples else None, run,
+    )  # fmt: skip
     tools = open_tools(task, values)
     with RecordStore() as store:
-        built = recipe.build(values, queries, passages, tools, store)
+        built = recipe.build(values, inputs, tools, store)
     read_groups(built.groups, built.candidates)  # what training would refuse is not written
     write_table(built.groups, folder, "pref_groups")
     write_table(built.candidates, folder, "pref_candidates")

@@ -29,7 +29,7 @@ from stages.digest import digest, uniform
 from stages.effects import LLM, Outcome, Question, Search, Steps, dumps
 from stages.errors import QuarryError
 from stages.loop import run_loop
-from stages.pairs import Built
+from stages.pairs import Built, Inputs
 from stages.params import Entry
 from stages.preference import dense_ranks
 from stages.prompts import PROMPT_VERSION, STOP, cut_passages, rag_prompt
@@ -50,6 +50,8 @@ class Params(Entry):
     index: str  # what is searched for passages
     encoder: str  # of the index, where that is dense
     model: str  # the generator that answers
+    triples: Literal["none"] = "none"
+    run: Literal["none"] = "none"
     questions: PositiveInt  # of split train, those of smallest id hash
     dev_questions: NonNegativeInt = 12  # of split dev
     samples: PositiveInt = 4  # per question and condition
@@ -73,9 +75,7 @@ class Sampled(NamedTuple):
     texts: list[str]
 
 
-def build(
-    params: Params, queries: pa.Table, passages: pa.Table, tools: Tools, store: RecordStore
-) -> Built:
+def build(params: Params, inputs: Inputs, tools: Tools, store: RecordStore) -> Built:
     """Preference groups of the sampled questions, and how many were dropped for what.
 
     Raises:
@@ -83,6 +83,7 @@ def build(
             entry names no index or generator, or the model failed on more than half of the
             questions.
     """
+    queries = inputs.queries
     asked = pick_questions(queries, "train", params.questions)
     if not asked:
         raise QuarryError(
@@ -91,7 +92,7 @@ def build(
             f"fanoutqa_leaf."
         )
     asked += pick_questions(queries, "dev", params.dev_questions)
-    rows = passages.select(["docid", "title", "text"]).to_pylist()
+    rows = inputs.passages.select(["docid", "title", "text"]).to_pylist()
     library = {row["docid"]: Passage(**row) for row in rows}
     loop = run_loop(
         functools.partial(sample_answers, params=params, library=library, tools=tools),

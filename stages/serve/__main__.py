@@ -4,9 +4,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from stages import params, serve, shell
 from stages.loop import NO_LIMIT, run_loop
+from stages.models import read_role
 from stages.records import RecordStore
 from stages.serve import STRATEGIES, asked, written
 from stages.shell import Task
@@ -16,8 +18,11 @@ from stages.tools import Tools
 MIB = 2**20
 
 
-def open_tools(task: Task, values: asked.Served) -> Tools:
-    """The index and the generator that an entry names; hints go where clusters are fetched."""
+def open_tools(task: Task, values: asked.Served, method: ModuleType | None = None) -> Tools:
+    """What an entry's slots name; hints go where clusters are fetched.
+
+    A strategy file with an ``equip(tools, params, scorer) -> Tools`` has the last word.
+    """
     generator = retriever = prefetch = None
     index, encoder = task.slot("index", values.index), task.slot("finetune", values.encoder)
     if index and values.ahead:
@@ -37,7 +42,38 @@ def open_tools(task: Task, values: asked.Served) -> Tools:
         from stages.lm import open_generator
 
         generator = open_generator(model, threads=values.threads)
-    return Tools(generator, retriever, prefetch=prefetch)
+    tools = Tools(generator, retriever, prefetch=prefetch)
+    if scorer := task.slot("finetune", values.scorer):
+        tools = add_scorer(tools, scorer)
+    return method.equip(tools, values, scorer) if hasattr(method, "equip") else tools
+
+
+def add_scorer(tools: Tools, scorer: Path) -> Tools:
+    """An aligner answers ``Encode``, a judge ``Score``; other roles are for ``equip``."""
+    role = read_role(scorer)
+    if role == "dense":
+        from stages.encoder import open_encoder
+
+        return tools._replace(encoder=open_encoder(scorer))
+    if role == "judge":
+        from stages.judge import open_judge
+
+        return tools._replace(reranker=open_judge(scorer))
+    return tools
+
+
+def open_library(task: Task, values: asked.Served, tools: Tools) -> asked.Library:
+    """The passages, and the triples and facts that an entry names."""
+    triples, facts = task.slot("triples", values.triples), task.slot("index", values.facts)
+    if facts:
+        from stages.index import open_index
+
+        facts = open_index(facts, task.slot("finetune", values.scorer))
+    return asked.Library(
+        read_table(task.slot("ingest", values.corpus), "passages"),
+        tools.generator.count_tokens if tools.generator else None,
+        triples=read_table(triples, "triples") if triples else None, facts=facts,
+    )  # fmt: skip
 
 
 def make(task: Task, folder: Path) -> dict[str, float]:
@@ -47,10 +83,8 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     values = params.load(method.Params, "serve", task.entry, study=task.study)
     corpus = task.slot("ingest", values.corpus)
     questions = asked.pick_questions(read_table(corpus, "queries"), values.split, values.questions)
-    tools = open_tools(task, values)
-    library = asked.Library(
-        read_table(corpus, "passages"), tools.generator.count_tokens if tools.generator else None
-    )
+    tools = open_tools(task, values, method)
+    library = open_library(task, values, tools)
     if tools.retriever and questions:  # the first search loads its model: no question's time
         tools.retriever.search([questions[0].text], 1)
     strategy = partial(method.strategy, params=values, library=library)

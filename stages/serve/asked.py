@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
@@ -51,6 +51,8 @@ class Served(Entry):
     k: PositiveInt = 100  # documents per question in the run
     max_active: PositiveInt = 256  # questions open at once
     ahead: Ahead | None = None  # none: the whole index is in memory
+    facts: str = NONE  # an index of kind facts: triples with their vectors
+    scorer: str = NONE  # what the strategy's method trained: an aligner, a judge, a value head
 
 
 def pick_questions(queries: pa.Table, split: str, n: int | None) -> list[Question]:
@@ -68,12 +70,15 @@ def pick_questions(queries: pa.Table, split: str, n: int | None) -> list[Questio
 
 
 class Library:
-    """What a strategy may look up without an effect: passages, and how long a text is."""
+    """What a strategy may look up without an effect: passages, their facts, a text's length."""
 
     def __init__(
-        self, passages: pa.Table, count_tokens: Callable[[list[str]], list[int]] | None
-    ) -> None:
+        self, passages: pa.Table, count_tokens: Callable[[list[str]], list[int]] | None,
+        *, triples: pa.Table | None = None, facts: Any = None,
+    ) -> None:  # fmt: skip
         self.count_tokens = count_tokens
+        self.triples = triples  # the entry's slot of that name, or None
+        self.facts = facts  # what open_index gives for kind facts, or None
         self._table = passages.select(["docid", "title", "text"])
 
     @cached_property
