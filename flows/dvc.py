@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections import deque
@@ -232,6 +233,55 @@ def mermaid(stages: Mapping[str, Stage], outcomes: Mapping[str, str] | None = No
         for word in sorted(_COLOURS.keys() & {*outcomes.values()})
     ]
     return "\n".join(lines) + "\n"
+
+
+def share_cache(root: Path, other: Path) -> None:
+    """Let the checkout ``other`` use the cache (and the local settings) of the one at ``root``."""
+    with contextlib.chdir(root), _repo() as repo:
+        place = str(Path(repo.cache.local.path).parents[1])  # files/md5 below it
+    ours, theirs = (folder / ".dvc/config.local" for folder in (root, other))
+    is_new = theirs.is_file() and not (ours.is_file() and _mtime(ours) > _mtime(theirs))
+    if is_new and place in theirs.read_text(encoding="utf-8"):
+        return
+    theirs.write_bytes(ours.read_bytes() if ours.is_file() else b"")
+    _tell("config", "--local", "cache.dir", place, folder=other)
+
+
+def _mtime(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _tell(*args: str, folder: Path) -> None:
+    """Run ``dvc`` in a folder; what it says when it fails becomes our error."""
+    argv = [sys.executable, "-m", "dvc", *args]
+    done = subprocess.run(argv, cwd=folder, env=_environment(None), capture_output=True, text=True)
+    if done.returncode:
+        raise QuarryError(f"dvc {' '.join(args)} in {folder}: {done.stderr.strip()}")
+
+
+def checkout(folder: Path) -> None:
+    """Bring the outputs below ``folder`` to what its lock file says; only what differs moves.
+
+    Raises:
+        QuarryError: an entry is not in the cache, or an output is in the way.
+    """
+    _tell("--wait-for-lock", "checkout", "-q", "-f", folder=folder)
+
+
+def missing(folder: Path) -> list[str]:
+    """The outputs below ``folder`` that its lock file names and the cache does not hold whole."""
+    with contextlib.chdir(folder), _repo() as repo:
+        cache = repo.cache.local
+        return sorted(
+            str(out.def_path)
+            for stage in _nodes(repo, ())[1]
+            for out in stage.outs
+            if out.use_cache and out.hash_info
+            if not all(
+                Path(cache.oid_to_path(oid)).is_file()
+                for oid, _ in _objects(cache, out.hash_info.value)
+            )
+        )
 
 
 class Damaged(NamedTuple):
