@@ -130,15 +130,16 @@ class RecordStore:
         self,
         keys: Sequence[str],
         records: Sequence[Any],
-        fn: Callable[[list[Any]], Sequence[bytes]],
+        fn: Callable[[list[Any]], Sequence[bytes | None]],
         *,
         batch: int,
         unit: str,
-    ) -> list[bytes]:
+    ) -> list[Any]:
         """One value per key, in order; ``fn`` runs on batches of records whose keys are new.
 
         Equal keys are computed once. Every batch is kept before the next one starts, so a
-        killed process loses one batch at the most.
+        killed process loses one batch at the most. A None is given back and not kept: the next
+        run computes it again.
         """
         known = self.get_many(keys)
         todo = {k: r for k, r in zip(keys, records, strict=True) if k not in known}
@@ -148,7 +149,7 @@ class RecordStore:
                 part = names[at : at + batch]
                 values = fn([todo[k] for k in part])
                 fresh = dict(zip(part, values, strict=True))
-                self.put_many(fresh)
+                self.put_many({k: v for k, v in fresh.items() if v is not None})
                 known |= fresh
                 bar.update(len(part))
         log.info(

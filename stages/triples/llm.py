@@ -7,10 +7,12 @@ one demonstration, in lines ``subject | relation | object``, which a 135M model 
 The model's text is input from a stranger. A line counts only with exactly three fields, a line
 cut by the token limit does not count, and subject and object must occur in the passage's text
 or title. What is dropped is counted by reason and the raw text is kept. Passages without one
-well-formed line are malformed; if their share exceeds ``max_malformed`` the stage stops.
+well-formed line are malformed; if their share exceeds ``max_malformed`` the stage stops. A passage
+that the model's server refuses counts as one of them; the next run asks for it again.
 """
 
 import functools
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,13 +21,15 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt
 
 from stages.digest import digest
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.lm import open_generator
 from stages.models import read_training
 from stages.records import RecordStore
 from stages.triples import found
 from stages.triples.found import Found, Triple, keep_grounded
-from stages.types import Generation, Request
+from stages.types import Generation, Generator, Request
+
+log = logging.getLogger(__name__)
 
 VERSION = "2"  # of parsing and grounding; part of every record's key, as is the prompt
 BATCH = 32  # passages generated together and kept in the record store at a time
@@ -78,16 +82,28 @@ def extract(passages: pa.Table, params: Params, *, model: Path, store: RecordSto
 
     def read(batch: list[tuple[str, str]]) -> list[bytes]:
         prompts = [write_prompt(*row, words=params.passage_words) for row in batch]
-        generations = generator().generate([Request(p, params.max_tokens, STOP) for p in prompts])
+        requests = [Request(p, params.max_tokens, STOP) for p in prompts]
         return [
-            read_lines(generation, title=title, text=text).to_bytes()
-            for generation, (title, text) in zip(generations, batch, strict=True)
+            None if one is None else read_lines(one, title=title, text=text).to_bytes()
+            for one, (title, text) in zip(ask(generator(), requests), batch, strict=True)
         ]
 
     values = store.compute(keys, rows, read, batch=BATCH, unit="passage")
-    extracted = [Found.from_bytes(v) for v in values]
+    extracted = [Found([], {"refused": 1}) if v is None else Found.from_bytes(v) for v in values]
     check_malformed(extracted, params.max_malformed)
     return extracted
+
+
+def ask(generator: Generator, requests: list[Request]) -> list[Generation | None]:
+    """A generation for each; None for one that the server refuses, which is found by halving."""
+    try:
+        return list(generator.generate(requests))
+    except Refused as refusal:
+        if len(requests) == 1:
+            log.warning("a passage is left out: %s", refusal)
+            return [None]
+        half = len(requests) // 2
+        return ask(generator, requests[:half]) + ask(generator, requests[half:])
 
 
 def write_prompt(title: str, text: str, *, words: int) -> str:
@@ -122,7 +138,7 @@ def read_lines(generation: Generation, *, title: str, text: str) -> Found:
 
 def check_malformed(extracted: list[Found], limit: float) -> None:
     """An error if the share of passages without one well-formed line exceeds ``limit``."""
-    bad = [one for one in extracted if "malformed_passage" in one.rejected]
+    bad = [one for one in extracted if one.rejected.keys() & {"malformed_passage", "refused"}]
     if len(bad) > limit * len(extracted):
         raise QuarryError(
             f"triples: {len(bad)} of {len(extracted)} passages came back without one line "

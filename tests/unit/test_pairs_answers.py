@@ -9,11 +9,12 @@ import pytest
 from loop_fakes import FakeLLM, FakeSearch
 
 from stages.errors import QuarryError
+from stages.pairs import Inputs
 from stages.pairs.answers import Params, Sampled, build, is_correct, pick_questions, rank_answers
 from stages.preference import read_groups
 from stages.prompts import rag_prompt
 from stages.records import RecordStore
-from stages.tables import table
+from stages.tables import empty_table, table
 from stages.tools import Tools
 from stages.types import Hit, Passage
 
@@ -93,13 +94,19 @@ def test_questions_with_options_are_left_out_and_counted(tmp_path: Path) -> None
     mixed = table("queries", rows)
     assert not chosen & {q["qid"] for q in pick_questions(mixed, "train", 60)}
     with RecordStore(tmp_path) as store:
-        built = build(params(), mixed, passages(9), Tools(FakeLLM(), FakeSearch(n=9)), store)
+        built = build(
+            params(), inputs(mixed, passages(9)), Tools(FakeLLM(), FakeSearch(n=9)), store
+        )
         assert not chosen & set(built.groups["qid"].to_pylist())
         assert built.stats["questions"] == 3 + 1, "others take their place"
         assert built.stats["left_out_options"] == {"train": 2, "dev": 0}
         only = table("queries", [q | {"options": ["yes", "no"]} for q in rows])
         with pytest.raises(QuarryError, match="that is not multiple choice"):
-            build(params(), only, passages(9), Tools(FakeLLM(), FakeSearch(n=9)), store)
+            build(params(), inputs(only, passages(9)), Tools(FakeLLM(), FakeSearch(n=9)), store)
+
+
+def inputs(queries: pa.Table, passages: pa.Table) -> Inputs:
+    return Inputs(queries, passages, empty_table("qrels"))
 
 
 def passages(n: int) -> pa.Table:
@@ -115,9 +122,9 @@ def test_each_question_is_asked_with_and_without_its_passages_and_twice_costs_no
 ) -> None:
     llm, index = FakeLLM(), FakeSearch(n=9)
     with RecordStore(tmp_path) as store:
-        built = build(params(), queries(60), passages(9), Tools(llm, index), store)
+        built = build(params(), inputs(queries(60), passages(9)), Tools(llm, index), store)
         asked = [r for batch in llm.batches for r in batch]
-        again = build(params(), queries(60), passages(9), Tools(llm, index), store)
+        again = build(params(), inputs(queries(60), passages(9)), Tools(llm, index), store)
     assert len(asked) == (3 + 1) * 2 * 2 == llm.n_calls, "4 questions, 2 conditions, 2 samples"
     assert {r.temperature for r in asked} == {0.8} and {r.max_tokens for r in asked} == {16}
     assert len({r.seed for r in asked}) == len(asked)
@@ -142,10 +149,12 @@ def test_a_question_that_finds_nothing_is_asked_without_passages_alone(tmp_path:
             return [[] for _ in queries]
 
     with RecordStore(tmp_path) as store:
-        built = build(params(), queries(60), passages(0), Tools(FakeLLM(), Nothing()), store)
+        built = build(
+            params(), inputs(queries(60), passages(0)), Tools(FakeLLM(), Nothing()), store
+        )
     assert set(built.groups["kind"].to_pylist()) == {"closed"}
 
 
 def test_a_corpus_without_train_answers_is_an_error(tmp_path: Path) -> None:
     with RecordStore(tmp_path) as store, pytest.raises(QuarryError, match="no question with an"):
-        build(params(), queries(0), passages(1), Tools(FakeLLM(), FakeSearch()), store)
+        build(params(), inputs(queries(0), passages(1)), Tools(FakeLLM(), FakeSearch()), store)

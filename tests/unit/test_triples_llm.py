@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from strategies import passages_table as passages
 
-from stages.errors import QuarryError
+from stages.errors import QuarryError, Refused
 from stages.models import write_training
 from stages.records import RecordStore
 from stages.triples import llm
@@ -165,3 +165,31 @@ def test_an_empty_corpus_never_opens_the_model(tmp_path, model, monkeypatch) -> 
 def test_values_out_of_range_are_refused(changed) -> None:
     with pytest.raises(ValidationError):
         values(**changed)
+
+
+class Refusing(Scripted):
+    """A server that does not answer for the dog."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        if any("Passage: dog" in r.prompt for r in requests):
+            raise Refused("prompt too long")
+        return super().generate(requests)
+
+
+def test_a_refused_passage_is_counted_and_asked_again_and_the_others_go_on(
+    tmp_path, model, monkeypatch
+) -> None:
+    monkeypatch.setattr(llm, "open_generator", lambda folder, threads: generator)
+    texts = passages("cat", "dog", "emu", "fox")
+    with RecordStore(tmp_path / "rs") as store:
+        generator = Refusing()
+        first = extract(texts, values(), model=model, store=store)
+        assert [one.rejected.get("refused", 0) for one in first] == [0, 1, 0, 0]
+        assert [one.raw.split(" | ")[0] for one in first] == ["cat", "", "emu", "fox"]
+        generator = Scripted()
+        again = extract(texts, values(), model=model, store=store)
+        assert len(generator.prompts) == 1, "only what was refused"
+        assert [one.raw.split(" | ")[0] for one in again] == ["cat", "dog", "emu", "fox"]
+        generator = Refusing()
+        with pytest.raises(QuarryError, match="1 of 1 passages came back without one line"):
+            extract(passages("dog house"), values(max_malformed=0.0), model=model, store=store)
