@@ -6,7 +6,7 @@ Read in this order:
 * ``build.py``   the flow: DVC's graph as tasks, one process per stage that changed
 * ``plan.py``    which stages may start; pure
 * ``process.py`` a command in its own process group: its output line by line, and a clean end
-* ``ui.py``      the Prefect server on this machine
+* ``ui.py``      the Prefect server on this machine; ``tether.py`` ends it with its flow
 * ``report.py``  the leaderboard from what the stages wrote; ``page.py`` and ``svg.py`` draw it
 
 Settings are in ``prefect.toml``. Nothing here computes a result, and no stage knows of it.

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 from tqdm import tqdm
 
+from flows import tether
 from flows.process import end_group
 from stages.errors import QuarryError
 
@@ -96,7 +97,8 @@ def serving(port: int | None = None, *, pages: bool = True) -> Iterator[str]:
         "DO_NOT_TRACK": "1",
     }
     env.pop("PREFECT_API_URL", None)  # the server's services talk to the server itself
-    argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
+    argv = [sys.executable, tether.__file__, str(os.getpid())]  # it goes when this process goes
+    argv += [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
     argv += ["--port", str(port), "--ui" if pages else "--no-ui"]
     journal = folder / f"server-{port}.log"
     with journal.open("wb") as out:
