@@ -107,7 +107,14 @@ def _section(evaluation: Evaluation, rows: Sequence[Row]) -> str:
     )
     numbers = {row.system: i for i, row in enumerate(rows)}
     plots = "\n".join(
-        filter(None, [_recall_plot(evaluation, numbers), *_cost_plots(evaluation, numbers)])
+        filter(
+            None,
+            [
+                _recall_plot(evaluation, numbers),
+                _rounds_plot(evaluation, numbers),
+                *_cost_plots(evaluation, numbers),
+            ],
+        )
     )
     return "\n".join(
         [
@@ -118,6 +125,7 @@ def _section(evaluation: Evaluation, rows: Sequence[Row]) -> str:
             f'<div class="plots">{plots}</div>',
             _tests(evaluation),
             _recall_table(evaluation),
+            _stops_table(evaluation),
             "</section>",
         ]
     )
@@ -185,10 +193,32 @@ def _recall_plot(evaluation: Evaluation, numbers: Mapping[str, int]) -> str:
     x = svg.Axis("k", depths[0], depths[-1], depths, log=True)
     y = svg.axis_from_zero("recall", [r["recall"] for r in evaluation.recall])
     plot = svg.line_plot(series, x, y, f"recall against k on {evaluation.name}; table below")
+    return _curves("Recall against k", plot, series, numbers)
+
+
+def _rounds_plot(evaluation: Evaluation, numbers: Mapping[str, int]) -> str:
+    if not evaluation.rounds:
+        return ""
+    series = {
+        system: sorted(
+            (r["round"], r["recall"]) for r in evaluation.rounds if r["system"] == system
+        )
+        for system in numbers
+    }
+    last = max(r["round"] for r in evaluation.rounds)
+    x = svg.Axis("round", 1, last, range(1, last + 1))
+    y = svg.axis_from_zero("support", [r["recall"] for r in evaluation.rounds])
+    plot = svg.line_plot(series, x, y, f"support found against rounds on {evaluation.name}")
+    return _curves("Support found within so many rounds", plot, series, numbers)
+
+
+def _curves(
+    title: str, plot: str, series: Mapping[str, Sequence[svg.Point]], numbers: Mapping[str, int]
+) -> str:
     names = "".join(
         f"<li>{_swatch(i)}{escape(system)}</li>" for system, i in numbers.items() if series[system]
     )
-    return f'<figure><h3>Recall against k</h3>{plot}<ul class="legend">{names}</ul></figure>'
+    return f'<figure><h3>{title}</h3>{plot}<ul class="legend">{names}</ul></figure>'
 
 
 def _cost_plots(evaluation: Evaluation, numbers: Mapping[str, int]) -> list[str]:
@@ -246,3 +276,18 @@ def _recall_table(evaluation: Evaluation) -> str:
     ]
     table = _table(["system", *(f"R@{k}" for k in depths)], lines)
     return f"<details><summary>Recall against k, the numbers</summary>{table}</details>"
+
+
+def _stops_table(evaluation: Evaluation) -> str:
+    """How questions ended, where not all of them ended alike."""
+    reasons = list(dict.fromkeys(r for stops in evaluation.stops.values() for r in stops))
+    if len(reasons) < 2:
+        return ""
+    lines = [
+        f'<tr><th scope="row">{escape(system)}</th>'
+        + "".join(f"<td>{stops.get(reason, 0)}</td>" for reason in reasons)
+        + "</tr>"
+        for system, stops in evaluation.stops.items()
+    ]
+    table = _table(["system", *reasons], lines)
+    return f"<details><summary>How questions ended</summary>{table}</details>"

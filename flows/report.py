@@ -47,6 +47,8 @@ class Evaluation(NamedTuple):
     recall: Sequence[Mapping[str, Any]]
     cost: Sequence[Mapping[str, Any]]
     ms: Mapping[str, float]  # system -> milliseconds per query, where measured
+    rounds: Sequence[Mapping[str, Any]] = ()
+    stops: Mapping[str, Mapping[str, int]] = {}  # system -> how its questions ended
 
 
 class Figure(NamedTuple):
@@ -87,10 +89,11 @@ def read_evaluations(*, study: bool = False, params: Path = PARAMS) -> list[Eval
             continue
         metrics = _read_json(folder / "metrics.json")
         tests = _read_json(folder / "comparisons.json") or {"figures": [], "comparisons": []}
-        recall, cost = (_read_json(folder / f"{plot}.json") or [] for plot in ("recall", "cost"))
+        drawn = ("recall", "cost", "rounds")
+        plots = {plot: _read_json(folder / f"{plot}.json") or [] for plot in drawn}
         ms = {s: _read_ms(task, str(values.get("corpus")), s) for s in metrics}
         timed = {s: value for s, value in ms.items() if value is not None}
-        made.append(Evaluation(name, values, metrics, **tests, recall=recall, cost=cost, ms=timed))
+        made.append(Evaluation(name, values, metrics, **tests, **plots, ms=timed))
     return made
 
 
@@ -207,16 +210,16 @@ def leaderboard_markdown(rows: Sequence[Row]) -> str:
     """The leaderboard as Markdown: a table per evaluation."""
     parts = []
     for name, (head, *lines) in _tables(rows, " "):
-        parts += [f"### {_plain(name)}", "", _line(head), _line(["---"] * len(head))]
+        parts += [f"### {as_plain(name)}", "", as_line(head), as_line(["---"] * len(head))]
         parts += [*map(_line, lines), ""]
-    return "\n".join([*parts, _plain(LEGEND), ""]) if parts else leaderboard_text(rows)
+    return "\n".join([*parts, as_plain(LEGEND), ""]) if parts else leaderboard_text(rows)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
+def as_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(as_plain, cells))} |"
 
 
-def _plain(text: str) -> str:
+def as_plain(text: str) -> str:
     """Text in which Markdown and HTML find nothing to do."""
     for sign in "\\`*_|<>[]":
         text = text.replace(sign, f"&#{ord(sign)};")

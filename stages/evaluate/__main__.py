@@ -56,8 +56,16 @@ def read_answers(folder: Path) -> pa.Table | None:
     return answers if answers.num_rows else None
 
 
+def read_effects(folder: Path) -> pa.Table | None:
+    """What a system asked for, None where it kept no log."""
+    if not (folder / "effects.parquet").exists():
+        return None
+    effects = tables.read_table(folder, "effects")
+    return effects if effects.num_rows else None
+
+
 def make(task: Task, folder: Path) -> dict[str, float]:
-    """Write metrics.json, per_query.parquet, comparisons.json, recall.json, cost.json."""
+    """Write metrics.json, per_query.parquet, comparisons.json and three plots."""
     name = params.choose("evaluate", task.entry, "suite", SUITES, study=task.study)
     suite = shell.method("stages.evaluate", name)
     values = params.load(suite.Params, "evaluate", task.entry, study=task.study)
@@ -65,13 +73,15 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     kinds = suite.Collection._fields
     collection = suite.Collection(*(tables.read_table(corpus, kind) for kind in kinds))
     systems = [
-        suite.System(system, tables.read_table(path, "runs"), read_answers(path))
+        suite.System(
+            system, tables.read_table(path, "runs"), read_answers(path), read_effects(path)
+        )
         for system, path in find_systems(task, values).items()
     ]
     keys = {"split", "baseline", "measures", "resamples", "seed"}
     done = suite.evaluate(collection, systems, **values.model_dump(include=keys))
     tables.write_table(done.per_query, folder, "per_query")
-    for part in ("metrics", "comparisons", "recall", "cost"):
+    for part in ("metrics", "comparisons", "recall", "cost", "rounds"):
         shell.write_json(folder / f"{part}.json", getattr(done, part))
     return {"systems": len(systems), "values": done.per_query.num_rows}
 

@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 
 from stages.evaluate.answering import has_answers, measure_answers, support_recall
 from stages.evaluate.ranking import measure_run, parse_measure
+from stages.evaluate.rounds import count_stops, round_rows, support_by_round
 from stages.evaluate.statistics import bootstrap_test, holm, interval, permutation_test
 from stages.params import Entry
 from stages.runs import rank_rows
@@ -73,6 +74,7 @@ class System(NamedTuple):
     name: str
     run: pa.Table
     answers: pa.Table | None
+    effects: pa.Table | None = None  # what it asked for, where that was logged
 
 
 class Evaluation(NamedTuple):
@@ -80,9 +82,10 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, dict[str, float]]  # system -> measure -> mean, and counts and cost
     per_query: pa.Table
-    comparisons: dict[str, list[dict[str, Any]]]  # figures with intervals; tests
+    comparisons: dict[str, Any]  # figures with intervals; tests; how questions ended
     recall: list[dict[str, Any]]  # rows of the plot recall against k
     cost: list[dict[str, Any]]  # rows of the plot quality against tokens
+    rounds: list[dict[str, Any]]  # rows of the plot support found against rounds
 
 
 def evaluate(
@@ -103,9 +106,11 @@ def evaluate(
     queries = of_split(collection.queries, split)
     qrels = live_qrels(collection)
     itself = own_documents(queries, collection.documents)
+    relevant = relevant_documents(qrels)
 
     values: dict[str, PerMeasure] = {}
     recall: list[dict[str, Any]] = []
+    curves: dict[str, list[float]] = {}
     for system in systems:
         qids = asked(system, queries)
         curve = {f"R@{k}": k for k in DEPTHS}
@@ -117,7 +122,9 @@ def evaluate(
             if of_run.get(name)
         ]
         found = {m: of_run[m] for m in measures if m in of_run}
-        values[system.name] = found | measure_texts(system, qids, queries, qrels)
+        values[system.name] = found | measure_texts(system, qids, queries, relevant)
+        if system.effects is not None:
+            curves[system.name] = support_by_round(system.effects, relevant, qids)
 
     metrics = {
         s.name: {m: _mean(v) for m, v in values[s.name].items()} | count_costs(s, queries)
@@ -130,9 +137,11 @@ def evaluate(
         comparisons={
             "figures": figures(values, **draw),
             "comparisons": compare(values, baseline, **draw) if baseline != NONE else [],
+            "stops": {s.name: count_stops(s.answers) for s in systems if s.answers is not None},
         },
         recall=recall,
         cost=cost_rows(metrics, measures[0]),
+        rounds=round_rows(curves),
     )
 
 
@@ -215,17 +224,22 @@ def measure_ranking(
     return {m: dict(zip(qids, v, strict=True)) for m, v in zip(measures, values, strict=True)}
 
 
+def relevant_documents(qrels: pa.Table) -> dict[str, set[str]]:
+    """The documents judged relevant, by question."""
+    relevant: dict[str, set[str]] = {}
+    judged = qrels.filter(pc.greater(qrels["rel"], 0)).to_pydict()
+    for qid, docid in zip(judged["qid"], judged["docid"], strict=True):
+        relevant.setdefault(qid, set()).add(docid)
+    return relevant
+
+
 def measure_texts(
-    system: System, qids: Sequence[str], queries: pa.Table, qrels: pa.Table
+    system: System, qids: Sequence[str], queries: pa.Table, relevant: Mapping[str, set[str]]
 ) -> PerMeasure:
     """EM, F1, item recall and support recall over the questions asked; those there are."""
     if system.answers is None:
         return {}
     answers = system.answers.filter(pc.is_in(system.answers["qid"], pa.array(qids, pa.string())))
-    relevant: dict[str, set[str]] = {}
-    judged = qrels.filter(pc.greater(qrels["rel"], 0)).to_pydict()
-    for qid, docid in zip(judged["qid"], judged["docid"], strict=True):
-        relevant.setdefault(qid, set()).add(docid)
     values = {**measure_answers(answers, queries), "SupportR": support_recall(answers, relevant)}
     return {m: v for m, v in values.items() if v}
 

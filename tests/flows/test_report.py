@@ -249,3 +249,13 @@ def test_the_command_prints_the_table_and_writes_the_page(project):
     written = project / ".quarry/report/index.html"
     assert done.stdout.splitlines()[-1] == f"report: {written.as_uri()}"
     assert "0.376" in written.read_text()
+
+
+def test_rounds_are_drawn_and_endings_told_where_there_is_something_to_tell():
+    assert "rounds" not in page(CRANFIELD) and "How questions ended" not in page(CRANFIELD)
+    rounds = [{"system": "rag", "round": n, "recall": r} for n, r in ((1, 0.25), (2, 0.75))]
+    stops = {"rag": {"fails": 40, "fixed": 24}, "closed": {"fixed": 64}}
+    html = page(CRANFIELD._replace(rounds=rounds, stops=stops))
+    assert "rag: support 0.750 at round 2" in html
+    cells = re.search(r"How questions ended</summary>.*?</table>", html, re.DOTALL)[0]
+    assert re.findall(r"<td>(\d+)</td>", cells) == ["40", "24", "0", "64"]

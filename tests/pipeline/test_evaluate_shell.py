@@ -59,6 +59,7 @@ def test_runs_and_fused_runs_are_measured_and_twice_the_same_bytes(project):
     assert metrics == {s: {"nDCG@10": 1.0, "R@100": 1.0, "n": 1} for s in ("one", "two", "mixed")}
     assert {p.name for p in out.iterdir()} == {
         "metrics.json", "per_query.parquet", "comparisons.json", "recall.json", "cost.json",
+        "rounds.json",
     }  # fmt: skip
     first = folder_digest(out)
     assert evaluate(project, "good").returncode == 0

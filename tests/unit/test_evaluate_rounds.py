@@ -1,0 +1,78 @@
+"""Support by round: what counts as a round, and questions that end early."""
+
+import json
+
+import pyarrow as pa
+
+from stages.effects import LLM, Search, write_request, write_result
+from stages.evaluate.rounds import count_stops, round_rows, support_by_round
+from stages.tables import table
+from stages.types import Generation, Hit, Request
+
+
+def log(**questions: str) -> pa.Table:
+    """Effects by letters: a word is a search that finds these documents, "." a generation, a word
+    in capitals a search for the run."""
+    rows = []
+    for qid, story in questions.items():
+        for no, word in enumerate(story.split()):
+            if word == ".":
+                effect, value = LLM(Request("p", 1)), Generation("t", 1, 1, "stop")
+            else:
+                unit = "document" if word.isupper() else "passage"
+                effect = Search(word, 3, unit)
+                ids = [d if unit == "document" else f"{d}#0" for d in word.lower() if d != "-"]
+                value = [Hit(d, 1.0) for d in ids]
+            rows.append({
+                "qid": qid, "effect_no": no, "kind": type(effect).__name__, "key": "k",
+                "request": write_request(effect), "result": write_result(effect, value),
+                "tokens_in": 0, "tokens_out": 0,
+            })  # fmt: skip
+    return table("effects", rows)
+
+
+RELEVANT = {"q1": {"a", "b"}, "q2": {"c"}}
+
+
+def test_rounds_add_up_and_a_question_that_ended_keeps_what_it_had() -> None:
+    effects = log(q1="ax AX . xb XB .", q2="c C .")
+    # q1: 1/2, then all; q2: all in its only round
+    assert support_by_round(effects, RELEVANT, ["q1", "q2"]) == [0.75, 1.0]
+
+
+def test_searches_side_by_side_are_one_round() -> None:
+    assert support_by_round(log(q1="a b AB ."), RELEVANT, ["q1"]) == [1.0]
+
+
+def test_documents_of_the_run_are_not_what_was_shown() -> None:
+    assert support_by_round(log(q1="x AB . B"), RELEVANT, ["q1"]) == [0.0]
+
+
+def test_a_judged_question_that_never_searched_has_nothing_and_counts() -> None:
+    assert support_by_round(log(q1="ab .", q2="."), RELEVANT, ["q1", "q2"]) == [0.5]
+    assert support_by_round(log(q1="ab .", q3="c ."), RELEVANT, ["q1", "q3"]) == [1.0]
+
+
+def test_without_searches_or_judgements_there_is_no_curve() -> None:
+    assert support_by_round(log(q1=". ."), RELEVANT, ["q1"]) == []
+    assert support_by_round(log(q1="ab"), {}, ["q1"]) == []
+    assert support_by_round(table("effects", []), RELEVANT, ["q1"]) == []
+
+
+def test_the_plot_has_every_system_to_the_longest_and_nothing_where_nobody_searched_twice() -> None:
+    rows = round_rows({"one": [0.5], "two": [0.25, 0.75], "none": []})
+    assert [(r["system"], r["round"], r["recall"]) for r in rows] == [
+        ("one", 1, 0.5), ("one", 2, 0.5), ("two", 1, 0.25), ("two", 2, 0.75),
+    ]  # fmt: skip
+    assert round_rows({"one": [0.5], "other": [0.1]}) == []
+    assert round_rows({}) == []
+
+
+def test_endings_are_counted_the_most_frequent_first() -> None:
+    row = {
+        "answer": "", "memory": "", "docids": [], "rounds": 1, "llm_calls": 0, "searches": 1,
+        "tokens_in": 0, "tokens_out": 0, "error": "",
+    }  # fmt: skip
+    stops = {"q1": "fixed", "q2": "judge", "q3": "judge"}
+    rows = [row | {"qid": q, "stop_reason": s} for q, s in stops.items()]
+    assert json.dumps(count_stops(table("answers", rows))) == '{"judge": 2, "fixed": 1}'
