@@ -211,11 +211,12 @@ def leaderboard_markdown(rows: Sequence[Row]) -> str:
     parts = []
     for name, (head, *lines) in _tables(rows, " "):
         parts += [f"### {as_plain(name)}", "", as_line(head), as_line(["---"] * len(head))]
-        parts += [*map(_line, lines), ""]
+        parts += [*map(as_line, lines), ""]
     return "\n".join([*parts, as_plain(LEGEND), ""]) if parts else leaderboard_text(rows)
 
 
 def as_line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(map(as_plain, cells))} |"
 
 
