@@ -43,6 +43,12 @@ run: setup  ## the main job: every default stage through the Prefect flow, leade
 ui: setup  ## Prefect server and UI on loopback with the last runs in it (PORT=4200)
 	@python -m flows.ui --port $(or $(PORT),4200)
 
+retrain: setup  ## once: refresh, build what changed, compare, promote or refuse
+	@python -m flows.retrain
+
+deploy: setup  ## the same on a schedule: server, page, work pool, until Ctrl-C (PORT=4200)
+	@python -m flows.deploy --port $(or $(PORT),4200)
+
 test: setup  ## all tests
 	@python -m pytest
 
@@ -69,4 +75,4 @@ clean:  ## remove what stages wrote and the environment; the DVC cache and recor
 	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .quarry/prefect .quarry/report .quarry/timings .quarry/checkpoints
 	@git clean -qfdX data
 
-.PHONY: help setup run ui test test-slow lint bench models-large llm clean
+.PHONY: help setup run ui retrain deploy test test-slow lint bench models-large llm clean

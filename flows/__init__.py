@@ -7,6 +7,12 @@ Read in this order:
 * ``plan.py``    which stages may start; pure
 * ``process.py`` a command in its own process group: its output line by line, and a clean end
 * ``ui.py``      the Prefect server on this machine; ``tether.py`` ends it with its flow
+* ``retrain.py`` the flow on a schedule; ``policy.py`` its section of params.yaml, ``sources.py``
+                 what was dropped, ``drift.py`` whether it is worth it, ``evidence.py`` and
+                 ``latency.py`` what both revisions show, ``gate.py`` whether it may (drift and
+                 gate are pure), ``reasons.py`` both as Markdown
+* ``worktree.py`` where it works; ``promote.py`` what is in production, and back
+* ``deploy.py``  server, work pool, schedules; ``heartbeat.py`` runs that were killed, who is told
 * ``report.py``  the leaderboard from what the stages wrote; ``page.py`` and ``svg.py`` draw it
 
 Settings are in ``prefect.toml``. Nothing here computes a result, and no stage knows of it.

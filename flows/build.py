@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     try:
         dvc.graph(args.targets)  # a misspelt target is told before a server is started
-        with _server(), _lines_above_the_bar():
+        with on_server(), _lines_above_the_bar():
             state = build(args.targets, force=args.force, return_state=True)
             APILogHandler().flush()
         if not state.is_cancelled():
@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _server() -> Iterator[None]:
+def on_server() -> Iterator[None]:
     """Flows in the block go to the server there is, or to one that ends with the block."""
     with contextlib.ExitStack() as stack:
         url = get_current_settings().api.url or ui.running()

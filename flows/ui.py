@@ -53,7 +53,7 @@ def running() -> str | None:
 
 
 @contextlib.contextmanager
-def _announced(api_url: str) -> Iterator[None]:
+def announced(api_url: str) -> Iterator[None]:
     """``running`` gives this address for as long as the block lasts."""
     address = home() / "address"
     address.write_text(api_url, encoding="utf-8")
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the same way
     print("starting the Prefect server ...", flush=True)
     try:
-        with serving(port) as api_url, _announced(api_url):
+        with serving(port) as api_url, announced(api_url):
             print(f"Prefect UI: http://{HOST}:{port}  (Ctrl-C ends it)", flush=True)
             while is_healthy(api_url):
                 time.sleep(5)
