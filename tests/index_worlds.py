@@ -68,17 +68,17 @@ def passages_of(texts: dict[str, tuple[str, str]]) -> pa.Table:
 
 def built(
     folder: Path, kind: str, passages: pa.Table, *, name: str = "", store: Path | None = None,
-    centroids: Path | None = None, **values: Any,
+    centroids: Path | None = None, triples: Path | None = None, **values: Any,
 ) -> SimpleNamespace:  # fmt: skip
     """An index of this kind in ``folder/name``: its path, its contents and its encoder."""
     method = shell.method("stages.index", KINDS[kind])
     role = {"bm25": None, "splade": "sparse"}.get(kind, "dense")
     model = encoder_dir(role) if role else None
-    slots = {"model": model, "centroids": centroids}
+    slots = {"model": model, "centroids": centroids, "triples": triples}
     given = {slot: path.name if path else "none" for slot, path in slots.items()}
     given |= {"kind": kind, "corpus": "c", **values}
     with RecordStore(store or folder / "records") as records:
-        inputs = Inputs(records, model, centroids)
+        inputs = Inputs(records, model, centroids, triples)
         contents = method.build(passages, method.Params.model_validate(given), inputs)
     path = folder / (name or kind)
     path.mkdir()

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from stages.digest import digest
-from stages.effects import LLM, Choice, Effect, Hint, Outcome, Question, Search
+from stages.effects import LLM, Choice, Effect, Encode, Hint, Outcome, Question, Search
 from stages.serve.asked import Library
 from stages.serve.strategies import (
     flare,
@@ -14,14 +14,16 @@ from stages.serve.strategies import (
     ircot,
     iter_retgen,
     iterative,
+    kirag,
     self_rag,
     subquestions,
 )
 from stages.tables import table
 from stages.types import Generation, Hit, Passage, Query, Span
 
-LOOPS = (flare, hyde, ircot, iter_retgen, iterative, self_rag, subquestions)
+LOOPS = (flare, hyde, ircot, iter_retgen, iterative, kirag, self_rag, subquestions)
 SLOTS = dict(corpus="c", index="i", encoder="none", triples="none", split="all", model="m")
+SLOTS |= dict(facts="f", scorer="s")
 NEEDED = {"hyde": {"combine": "text"}}  # values that a word index asks for
 
 TEXTS = {
@@ -45,15 +47,16 @@ def params_of(method: ModuleType, **values: Any) -> Any:
 
 
 def library_of(
-    texts: Mapping[str, tuple[str, str]], count_tokens: Callable[[list[str]], list[int]]
-) -> Library:
+    texts: Mapping[str, tuple[str, str]], count_tokens: Callable[[list[str]], list[int]],
+    **more: Any,
+) -> Library:  # fmt: skip
     """A library with a passage <name>#0 per (title, text)."""
     rows = [
         dict(docid=f"{name}#0", parent=name, seq=0, title=title, text=text, start=0, end=len(text),
              text_hash=digest(title, text))
         for name, (title, text) in texts.items()
     ]  # fmt: skip
-    return Library(table("passages", rows), count_tokens)
+    return Library(table("passages", rows), count_tokens, **more)
 
 
 def count_words(texts: list[str]) -> list[int]:
@@ -103,20 +106,21 @@ class Played(NamedTuple):
 def play(
     method: ModuleType, text: str, *, says: Sequence[str] = (), finds: Mapping[Query, str] = {},
     chooses: Sequence[int] = (), unsure: Callable[[str, float], Sequence[Span]] = lambda t, p: (),
-    options: Sequence[str] = (), finish: str = "stop", **values: Any,
+    options: Sequence[str] = (), finish: str = "stop", texts: Mapping[str, tuple[str, str]] = TEXTS,
+    encoder: Any = None, facts: Any = None, **values: Any,
 ) -> Played:  # fmt: skip
     """Run a strategy on one question.
 
     Generations are ``says`` in order, choices ``chooses``; a query finds the passages that
     ``finds`` names, best first with scores 9, 8 ..., and without an entry there nothing.
     """
-    texts, options_chosen, asked = iter(says), iter(chooses), []
+    spoken, options_chosen, asked = iter(says), iter(chooses), []
 
     def result(effect: Effect) -> Any:
         asked.append(effect)
         match effect:
             case LLM(request=request):
-                said = next(texts)
+                said = next(spoken)
                 doubts = tuple(tuple(unsure(said, p)) for p in request.doubt_below)
                 return Generation(said, 1, 1, finish, doubts)
             case Choice():
@@ -125,16 +129,19 @@ def play(
                 names = finds.get(query, "").split()[:k]
                 tail = "#0" if unit == "passage" else ""
                 return [Hit(f"{name}{tail}", 9.0 - i) for i, name in enumerate(names)]
+            case Encode(texts=encoded, role=role):
+                return encoder.encode(encoded, role)
         return None
 
     params = params_of(method, **values)
-    steps = method.strategy(Question("q", text, options), params, library_of(TEXTS, count_words))
+    library = library_of(texts, count_words, facts=facts)
+    steps = method.strategy(Question("q", text, options), params, library)
     try:
         wanted = next(steps)
         while True:
             many = isinstance(wanted, list)
             wanted = steps.send([result(e) for e in wanted] if many else result(wanted))
     except StopIteration as stop:
-        assert next(texts, None) is None, "it asked for fewer generations"
+        assert next(spoken, None) is None, "it asked for fewer generations"
         assert next(options_chosen, None) is None, "it asked for fewer choices"
         return Played(asked, stop.value)

@@ -31,6 +31,7 @@ KINDS = {
     "ivf": "ivf",
     "clustered": "clustered",
     "centroids": "centroids",
+    "facts": "facts",
 }
 
 

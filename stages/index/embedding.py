@@ -27,8 +27,16 @@ def embed_passages(
     passages: pa.Table, inputs: Inputs, role: VectorRole, *, max_tokens: int, threads: int
 ) -> Embedded:
     """Vectors from the record store; the model reads what is new."""
-    encoder = open_encoder(inputs.model, role, max_tokens=max_tokens, threads=threads)
     docids, texts, _ = rows(passages)
+    return embed_texts(docids, texts, inputs, role, max_tokens=max_tokens, threads=threads)
+
+
+def embed_texts(
+    docids: list[str], texts: list[str], inputs: Inputs, role: VectorRole, *, max_tokens: int,
+    threads: int,
+) -> Embedded:  # fmt: skip
+    """The same of any texts, each of a document; equal ones are read once."""
+    encoder = open_encoder(inputs.model, role, max_tokens=max_tokens, threads=threads)
     start = time.perf_counter()
     vectors = embed(encoder, docids, texts, inputs.store)
     seconds = time.perf_counter() - start

@@ -23,4 +23,5 @@ STRATEGIES = {
     "flare": "strategies.flare",
     "self_rag": "strategies.self_rag",
     "ircot": "strategies.ircot",
+    "kirag": "strategies.kirag",
 }

@@ -4,6 +4,7 @@ import random
 from functools import partial
 
 import pytest
+from facts_worlds import WordVectors, facts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_fakes import FakeLLM, FakeSearch, table_bytes
@@ -19,7 +20,9 @@ from stages.types import Generation
 
 N = 30  # passages
 TEXTS = {f"d{i}": (AWKWARD[-i % len(AWKWARD)], AWKWARD[i % len(AWKWARD)]) for i in range(N)}
-LIBRARY = library_of(TEXTS, FakeLLM().count_tokens)
+FACTS = {f"{name}#0": [(title, "says", text)] * (n % 3) for n, (name, (title, text)) in
+         enumerate(TEXTS.items())}  # fmt: skip
+LIBRARY = library_of(TEXTS, FakeLLM().count_tokens, facts=facts_of(FACTS))
 SAID = (
     "", " ", ".", "?", "Who? Where? Who?", "A was b. And c", "So the answer is 7.",
     "The answer is: it moved to the U.S. in 1903.", "I do not know", *AWKWARD,
@@ -53,7 +56,8 @@ class Nothing(FakeSearch):
 def serve(method, questions, tools=None, *, values=None, **how):
     params = params_of(method, **{"prompt_tokens": 600, **(values or {})})
     strategy = partial(method.strategy, params=params, library=LIBRARY)
-    return run_loop(strategy, questions, tools or Tools(FakeLLM(speak), FakeSearch(N)), **how)
+    tools = (tools or Tools(FakeLLM(speak), FakeSearch(N)))._replace(encoder=WordVectors())
+    return run_loop(strategy, questions, tools, **how)
 
 
 def many(n: int) -> list[Question]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from facts_worlds import WordVectors, facts_of
 from index_worlds import built, opened, passages_of
 from language_models import tiny_lm
 from strategy_worlds import LOOPS, name_of, params_of
@@ -39,8 +40,14 @@ class World:
         })  # fmt: skip
         self.folder = folder
         index = opened(built(folder, "bm25", self.passages))
-        self.tools = Tools(open_generator(tiny_lm(folder / "lm", context=4096)), index)
-        self.library = Library(self.passages, self.tools.generator.count_tokens)
+        generator = open_generator(tiny_lm(folder / "lm", context=4096))
+        self.tools = Tools(generator, index, WordVectors())
+        self.facts = facts_of({
+            f"{city}#{i}": [[(city, "is a city in", country)], [(city, "has", "river")]][i]
+            for city, country in CITIES.items()
+            for i in range(2)
+        })  # fmt: skip
+        self.library = Library(self.passages, generator.count_tokens, facts=self.facts)
 
     def serve(
         self, method: Any, questions=QUESTIONS, *, tools=None, replay=None, batch=None,
@@ -149,7 +156,7 @@ def test_a_full_log_replays_without_a_call_of_model_or_index(world, method) -> N
 
     values = {"hypotheses": 2, "hypothesis_tokens": 30} if method is hyde else {}
     first = world.serve(method, **values)
-    silent = Tools(Silent(world.tools.generator), Silent(world.tools.retriever))
+    silent = Tools(*map(Silent, world.tools[:3]))
     again = world.serve(method, tools=silent, replay=first.effects, **values)
     assert again.answered == first.answered and again.effects.equals(first.effects)
     assert all(a.error == "" and a.outcome.stop_reason for a in first.answered)
