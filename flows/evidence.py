@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from flows.drift import (
     FEWEST,
@@ -123,6 +124,23 @@ def read_evidence(
             queries = query_set(read_table(corpus, "queries"))
             found[name] = Evidence(queries, read_table(made, "per_query"), metrics)
     return found
+
+
+def find_same(promoted: Path, candidate: Path, stages: Mapping[str, Collection[str]]) -> set[str]:
+    """The names whose stages have equal entries in both checkouts' ``dvc.lock``.
+
+    An entry holds the hashes of code, values, inputs and outputs: of the serving stages too, since
+    equal answers may come from a slower index.
+    """
+    old, new = (
+        yaml.load((folder / "dvc.lock").read_bytes(), Loader=yaml.CSafeLoader)["stages"]
+        for folder in (promoted, candidate)
+    )
+    return {
+        name
+        for name, wanted in stages.items()
+        if all(stage in old and old[stage] == new.get(stage) for stage in wanted)
+    }
 
 
 def pick_texts(folder: Path, evaluation: Mapping[str, Any], n: int) -> list[str]:

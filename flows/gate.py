@@ -13,7 +13,7 @@ Scandinavian Journal of Statistics, 1979. That equal values on every question ne
 are no member of Holm's family, is ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -122,15 +122,21 @@ def decide(
     candidate: Mapping[str, Evidence],
     policy: GatePolicy,
     latency: Mapping[str, Latency],
+    same: Collection[str] = (),
 ) -> Decision:
     """The decision over the corpora that the policy names, in its order.
 
-    ``promoted`` is None before the first promotion: the candidate need only be there then. So it
-    is for a corpus that the promoted revision does not have.
+    Corpora in ``same`` were made from the same inputs by the same code: there is nothing to look
+    at. ``promoted`` is None before the first promotion: the candidate need only be there then. So
+    it is for a corpus that the promoted revision does not have.
     """
     reasons: list[Reason] = []
     tested: dict[str, float] = {}  # place in reasons -> p
     for corpus, primary in policy.primary.items():
+        if corpus in same:
+            text = "nothing that it is made from has changed"
+            reasons.append(Reason(corpus, "evaluation", True, text))
+            continue
         new = candidate.get(corpus)
         if new is None or primary.system not in new.metrics:
             text = f"the candidate has no evaluation of {primary.system}"

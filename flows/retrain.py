@@ -29,12 +29,12 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed, State
 
 from flows import build as building
 from flows import dvc, heartbeat, latency, promote, reasons
 from flows.drift import Verdict, judge, sort_changes
-from flows.evidence import pick_texts, read_drifts, read_evidence
+from flows.evidence import find_same, pick_texts, read_drifts, read_evidence
 from flows.gate import Decision, decide
 from flows.policy import Policy, read_policy
 from flows.sources import find_sources, refresh, sources_digest
@@ -97,7 +97,8 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
         if first := [name for name in status if name.startswith("ingest@")]:
             state = building.build(first, return_state=True)
             if not state.is_completed():
-                return Failed(message=f"the sources could not be read: {state.message}")
+                end = Cancelled if state.is_cancelled() else Failed
+                return end(message=f"the sources were not read: {state.message}")
         catalogue = params.entries("ingest")
         drifts = read_drifts(served, folder, catalogue, policy.drift, policy.flow.encoder)
         days = (time.time() - now.seconds) / DAY_SECONDS if now else None
@@ -109,8 +110,9 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
             return Completed(name="NotWorthIt", message=_fired(verdict))
 
         state = building.build(targets, return_state=True)
-        if not state.is_completed():
-            return state
+        if not state.is_completed():  # of its own: a state belongs to one run
+            end = Cancelled if state.is_cancelled() else Failed
+            return end(message=state.message)
         decision = _gate(policy, served if now else None, folder)
     create_markdown_artifact(reasons.decision_markdown(decision), key="gate")
     said = reasons.decision_text(decision)
@@ -214,19 +216,26 @@ def _gate(policy: Policy, served: Path | None, folder: Path) -> Decision:
         return decide(None, new, policy.gate, {})
     old = read_evidence(served, policy.gate, evaluations)
     catalogue = {room: params.entries(room) for room in ("serve", "fuse")}
+    calls = {
+        name: latency.calls_of(primary.system, catalogue)
+        for name, primary in policy.gate.primary.items()
+    }
+    stages = {
+        name: [f"evaluate@{name}", *(f"serve@{call.entry}" for call in of_name)]
+        for name, of_name in calls.items()
+    }
+    same = find_same(served, folder, stages)
     samples = {}
-    for name, primary in policy.gate.primary.items():
-        if policy.gate.latency is None or not {name} <= old.keys() & new.keys():
+    for name in policy.gate.primary if policy.gate.latency is not None else ():
+        if name in same or not {name} <= old.keys() & new.keys():
             continue
-        calls = latency.calls_of(primary.system, catalogue)
-        texts = pick_texts(folder, evaluations[name], policy.flow.questions)
-        if texts:
-            samples[name] = latency.measure(served, folder, calls, texts)
-    return decide(old, new, policy.gate, samples)
+        if texts := pick_texts(folder, evaluations[name], policy.flow.questions):
+            samples[name] = latency.measure(served, folder, calls[name], texts)
+    return decide(old, new, policy.gate, samples, same)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0 if production is up to date, 1 if not, 2 if it could not start."""
+    """Exit status 0: production is up to date; 1: it is not; 2: no start; 130: cancelled."""
     p = argparse.ArgumentParser(prog="python -m flows.retrain", description=retrain.description)
     p.add_argument("targets", nargs="*", help="stages, as for dvc repro")
     p.add_argument("--force", action="store_true", help="whatever the drift policy says")
@@ -242,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(f"{state.name}: {state.message}")
-    return 0 if state.is_completed() else 1
+    return 0 if state.is_completed() else 130 if state.is_cancelled() else 1
 
 
 if __name__ == "__main__":

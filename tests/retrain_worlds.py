@@ -14,7 +14,7 @@ from flows.worktree import git
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["dvc.yaml", "studies/dvc.yaml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore",
-          "stages", "versions"]  # fmt: skip
+          "flows", "stages", "versions"]  # fmt: skip
 ROOMS = ["ingest", "triples", "pairs", "finetune", "index", "serve", "fuse", "evaluate"]
 SLOTS = ["triples", "finetune", "index", "fused", "runs", "ingest", "pairs"]
 

@@ -177,6 +177,18 @@ def test_holm_over_the_corpora_takes_back_what_each_alone_would_have_shown() -> 
     assert [(r.corpus, r.p) for r in decision.refusals] == [(n, 3 * alone) for n in names]
 
 
+def test_what_was_made_from_the_same_is_not_looked_at_and_is_no_member_of_the_family() -> None:
+    policy = POLICY.model_copy(
+        update={"primary": {n: Primary(system="best") for n in ("same", "notes")}}
+    )
+    old, new = evidence([0.5, 0.6, 0.7, 0.8]), evidence([0.48, 0.58, 0.68, 0.78])
+    both = [{"same": evidence([1.0]), "notes": e} for e in (old, new)]
+    decision = decide(*both, policy, {"notes": SAMPLES}, {"same"})
+    assert decision.accepted
+    assert [r.check for r in decision.reasons if r.corpus == "same"] == ["evaluation"]
+    assert [r.p for r in decision.reasons if r.p is not None] == [1 / 2001], "not twice that"
+
+
 def test_before_the_first_promotion_the_candidate_need_only_be_there() -> None:
     new = {"notes": evidence([0.5])}
     assert decide(None, new, POLICY, {}).accepted

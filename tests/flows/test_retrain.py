@@ -7,15 +7,16 @@ with the latency of both revisions measured over HTTP.
 import logging
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from prefect.states import Completed, Failed
 from retrain_worlds import DOCUMENTS, QUESTIONS, World, write_world
 
-from flows import dvc, heartbeat, promote, worktree
+from flows import deploy, dvc, heartbeat, promote, worktree
 from flows import retrain as retraining
-from flows.policy import read_policy
+from flows.policy import DeployPolicy, read_policy
 from flows.worktree import git
 
 MANY = {f"n{i:02}": f"gorse n{i}" for i in range(3)}
@@ -220,3 +221,27 @@ def test_a_flow_on_a_server_shows_its_reasons_measures_latency_and_tells_the_hoo
         states = [client.read_flow_run(run.id).state_type.value for run in (alive, dead)]
     assert states == ["RUNNING", "CRASHED"]
     assert "Crashed: its process is gone" in (world.folder / "told").read_text()
+
+
+def test_a_worker_of_the_pool_runs_the_deployment_in_this_checkout(
+    world, server, server_process, monkeypatch
+) -> None:
+    from prefect import get_client
+
+    monkeypatch.setenv("PREFECT_HOME", str(server_process[1]))
+    policy = DeployPolicy(cron=["30 3 1 1 *"], at_once=1)
+    made = deploy.deploy(world.folder, policy)
+    assert deploy.deploy(world.folder, policy) == made, "deployed again, it is the same"
+    with get_client(sync_client=True) as client:
+        assert client.read_work_pool(deploy.POOL).concurrency_limit == 1
+        found = client.read_deployment(made)
+        assert [s.schedule.cron for s in found.schedules] == ["30 3 1 1 *"]
+        run_ = client.create_flow_run_from_deployment(found.id)
+        with deploy.working(server) as worker:
+            deadline = time.monotonic() + 180
+            while not (state := client.read_flow_run(run_.id).state).is_final():
+                assert worker.poll() is None and time.monotonic() < deadline, state
+                time.sleep(1)
+    assert state.name == "Promoted", state.message
+    assert promote.current(world.folder).version.name == "v0.0.1"
+    assert worker.poll() is not None
