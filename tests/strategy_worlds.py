@@ -9,6 +9,7 @@ from stages.digest import digest
 from stages.effects import LLM, Choice, Effect, Encode, Hint, Outcome, Question, Search
 from stages.serve.asked import Library
 from stages.serve.strategies import (
+    adaptive_note,
     flare,
     hyde,
     ircot,
@@ -21,7 +22,7 @@ from stages.serve.strategies import (
 from stages.tables import table
 from stages.types import Generation, Hit, Passage, Query, Span
 
-LOOPS = (flare, hyde, ircot, iter_retgen, iterative, kirag, self_rag, subquestions)
+LOOPS = (adaptive_note, flare, hyde, ircot, iter_retgen, iterative, kirag, self_rag, subquestions)
 SLOTS = dict(corpus="c", index="i", encoder="none", triples="none", split="all", model="m")
 SLOTS |= dict(facts="f", scorer="s")
 NEEDED = {"hyde": {"combine": "text"}}  # values that a word index asks for

@@ -24,4 +24,5 @@ STRATEGIES = {
     "self_rag": "strategies.self_rag",
     "ircot": "strategies.ircot",
     "kirag": "strategies.kirag",
+    "adaptive_note": "strategies.adaptive_note",
 }
