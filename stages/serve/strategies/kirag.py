@@ -64,7 +64,7 @@ class Params(Reads):
     found: PositiveInt = 10  # K0, passages of a search
     top: PositiveInt = 20  # N, facts that the aligner proposes in a round
     candidates: PositiveInt = 100  # facts that the constructor is shown, best of all rounds first
-    options: PositiveInt = 20  # facts that llm_choice chooses from
+    choices: PositiveInt = 20  # facts that llm_choice chooses from
     bonus: NonNegativeFloat = 0.5  # of a fact that the chain uses, or that states the answer
     match: float = Field(0.6, ge=0, le=1)  # token F1 of a written item and the fact that it is
     item_tokens: PositiveInt = 64  # of an item

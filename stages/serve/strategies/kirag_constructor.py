@@ -97,7 +97,7 @@ def construct(
         by_text.setdefault(texts[row], row)
     if choosing:
         by_text = {t: row for t, row in by_text.items() if t not in chain}
-    rows = list(by_text.values())[: params.options if choosing else None]
+    rows = list(by_text.values())[: params.choices if choosing else None]
     prompt, options = fit_facts(question, chain, rows, params, library)
     if not choosing:
         reply = yield LLM(Request(prompt, params.item_tokens, STOP))
