@@ -24,8 +24,8 @@ from stages.serve import STRATEGIES
 from stages.serve.asked import Library, Served
 from stages.serve.http.corpus import Corpus
 from stages.serve.http.generation import Desk
-from stages.serve.http.lookahead import Memory
-from stages.serve.http.searching import Searcher
+from stages.serve.http.lookahead import Memory, Together, own
+from stages.serve.http.searching import ALIKE, Searcher
 from stages.shell import NONE, Task
 from stages.types import Retriever
 
@@ -87,6 +87,10 @@ class Shelf:
     users: int = 0
     retired: bool = False
     libraries: dict[str, Library] = field(default_factory=dict)  # by model
+
+    def lent(self) -> contextlib.AbstractContextManager[Retriever | None]:
+        """What one request searches with."""
+        return own(self.retriever) if self.ahead else contextlib.nullcontext(self.retriever)
 
 
 class Opened(NamedTuple):
@@ -176,7 +180,8 @@ class Catalogue:
         task = Task("serve", entry.name, False)
         if place not in self._shelves:
             self._shelves[place] = self._shelf(task, place)
-            self._searchers[place] = Searcher(lambda size: self.sizes(size))
+            sharing = Together() if self._shelves[place].ahead else ALIKE
+            self._searchers[place] = Searcher(lambda size: self.sizes(size), sharing)
         if model != NONE and model not in self._desks:
             from stages.lm import open_generator
 

@@ -1,7 +1,6 @@
 """Searching and answering, without HTTP: what the routes call."""
 
 import asyncio
-import contextlib
 import itertools
 import time
 from typing import Any
@@ -14,7 +13,7 @@ from stages.serve.http.bodies import AnswerBody, Emit, SearchBody
 from stages.serve.http.catalogue import Catalogue, Entry, Opened, Unavailable
 from stages.serve.http.driving import Driver
 from stages.serve.http.limits import Limits
-from stages.serve.http.lookahead import Copies, told
+from stages.serve.http.lookahead import Copies
 from stages.serve.http.metrics import Metrics
 from stages.serve.http.problems import Problem
 from stages.tools import Tools
@@ -52,8 +51,12 @@ class Service:
             Problem: 404 no such index, 503 it is not open, 504 it took too long, 500 it failed.
         """
         start = time.perf_counter()
-        with _as_problems(), self.catalogue.borrow(self._index(body.index)) as opened:
-            tools = Tools(retriever=opened.shelf.retriever)
+        with (
+            _as_problems(),
+            self.catalogue.borrow(self._index(body.index)) as opened,
+            opened.shelf.lent() as retriever,
+        ):
+            tools = Tools(retriever=retriever)
             async with asyncio.timeout(self._limits.search_seconds):
                 future = opened.searcher.submit(Search(body.query, body.k), tools)
                 found = await asyncio.wrap_future(future)
@@ -119,13 +122,14 @@ class Service:
                 values = values.model_copy(update={"max_tokens": body.max_tokens})
             emit("start", {"id": qid, "entry": entry.name, "lookahead": self._looks(body, opened)})
             async with asyncio.timeout(self._limits.answer_seconds):
-                await self._run(qid, body, values, opened, emit)
+                with opened.shelf.lent() as retriever:
+                    await self._run(qid, body, values, opened, retriever, emit)
 
     async def _run(
-        self, qid: str, body: AnswerBody, values: Served, opened: Opened, emit: Emit
-    ) -> None:
+        self, qid: str, body: AnswerBody, values: Served, opened: Opened, retriever: Any,
+        emit: Emit,
+    ) -> None:  # fmt: skip
         loop = asyncio.get_running_loop()
-        retriever = opened.shelf.retriever
         start = time.perf_counter()
         copies = Copies(retriever, start, emit) if opened.shelf.ahead else None
 
@@ -145,8 +149,7 @@ class Service:
         asking = Asking(tools, getattr(values, "seed", 0), getattr(values, "budget", NO_LIMIT))
         driver = Driver(opened, tools, asking, tell, start)
         question = Question(qid, body.question, tuple(body.options))
-        with told(retriever) if copies else contextlib.nullcontext():
-            answered = await driver.run(question, opened.strategy(values))
+        answered = await driver.run(question, opened.strategy(values))
         self._count(answered, driver)
         emit("timings", {"total_ms": driver.now(), **driver.spent})
         if answered.error:

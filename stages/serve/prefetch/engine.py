@@ -4,8 +4,9 @@
 joins the one that is open, and returns at once. ``search`` closes the window: copies that were not
 begun are left out, and what is not resident by then is read as a miss. Requests that run side by
 side have windows of their own if they say which they are, by the token of ``begin``; those that do
-not share one. With scope ``probed`` and
-32-bit codes a result depends on the query and the index alone; a hint changes when, never what.
+not share one. Searches of several requests can be one call, each under its own token. With scope
+``probed`` and 32-bit codes a result depends on the query and the index alone; a hint changes when,
+never what.
 
 When a prefetch is made is the strategy's: ``gradual`` keeps what earlier rounds of a request
 brought and adds; ``all`` first evicts to the cache fraction; ``once`` looks ahead in the first
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stages.clusters import Floats, Ints, nearest_clusters
 from stages.errors import QuarryError, Refused
 from stages.serve.prefetch.budget import Trace, needed_bytes
@@ -47,9 +50,13 @@ class Observed(NamedTuple):
     window_s: float
     copied_bytes: int
     copy_s: float
-    stats: SearchStats
+    stats: SearchStats  # of a call for several requests: own hits and misses, the call's bytes
     start: float
     end: float
+    request: int | None = None
+
+
+Asker = int | None | Sequence[int | None]  # a request's token for all queries, or one for each
 
 
 def open_engine(index: Path, encoder: Path | None, **settings: Any) -> "PrefetchEngine":
@@ -107,10 +114,12 @@ class PrefetchEngine:
             if strategy == "once" and asking.rounds:
                 return
             if strategy == "all":
-                version.prefetcher.trim(self.settings.cache_fraction)
+                self._trim(version)
             asking.cancel()
             asking.rounds += 1
             handle = version.prefetcher.start(lambda: version.encode([query]), self.settings.budget)
+            if asking is not self._shared:  # that one never ends
+                asking.handles.append(handle)
             asking.window = _Window(version, handle, time.perf_counter())
             self._totals.windows += 1
 
@@ -127,7 +136,8 @@ class PrefetchEngine:
     def end_request(self, request: int | None = None) -> None:
         """A request is over, with or without a search: the coldest clusters go.
 
-        Without a token: one of those that never gave theirs.
+        Not those that an open window of another request has brought; and none go where this
+        request has brought none. Without a token: one of those that never gave theirs.
         """
         with self._lock:
             if request is None:
@@ -138,8 +148,18 @@ class PrefetchEngine:
             if (over is None or not over.named) and not self._n_unnamed():
                 self._shared.cancel()
                 self._shared.rounds = 0
-            if not self._version.retired:
-                self._version.prefetcher.trim(self.settings.cache_fraction)
+            brought = over is None or not over.named or over.rounds
+            if brought or self.settings.strategy == "runtime":
+                self._trim(self._version)
+
+    def _trim(self, version: Version, fraction: float | None = None) -> threading.Event | None:
+        """Evict to the cache fraction, or this one, with the lock held; None: it was retired."""
+        if version.retired:
+            return None
+        asking = (self._shared, *self._open.values())
+        windows = [a.window for a in asking if a.window and a.window.version is version]
+        fraction = self.settings.cache_fraction if fraction is None else fraction
+        return version.prefetcher.trim(fraction, keep=[w.handle for w in windows])
 
     def _asking(self, request: int | None) -> "_Request | None":
         """Whose windows these are; None: that request is over."""
@@ -170,10 +190,12 @@ class PrefetchEngine:
 
     # -- searching ------------------------------------------------------------------------
 
-    def search(self, queries: Sequence[Query], k: int, request: int | None = None) -> list[Hits]:
+    def search(self, queries: Sequence[Query], k: int, request: Asker = None) -> list[Hits]:
         """Up to k hits per query, best first; equal scores by docid descending.
 
-        The window of ``request`` closes; without a token, the one that was opened without.
+        The window of ``request`` closes, or of every request if there is one for each query;
+        without a token, the one that was opened without. A cluster that several queries miss is
+        read once.
 
         Raises:
             Refused: a cluster that one of the queries needs cannot be read.
@@ -185,16 +207,18 @@ class PrefetchEngine:
         return found
 
     def search_each(
-        self, queries: Sequence[Query], k: int, request: int | None = None
+        self, queries: Sequence[Query], k: int, request: Asker = None
     ) -> list[Hits | QuarryError]:
         """``search``, with an error in place of the hits of the queries that it concerns."""
         if not queries:
             return []
+        one = request is None or isinstance(request, int)
+        requests = [request] * len(queries) if one else list(request)
         with self._using() as version:
             vectors = version.encode(queries)
             start = time.perf_counter()
             with self._lock:
-                window = self._close_window(request)
+                windows = {r: self._close_window(r) for r in dict.fromkeys(requests)}
             if self.settings.strategy == "runtime":
                 version.prefetcher.start(vectors, self.settings.budget).wait()
                 version.hot.finish()
@@ -204,9 +228,23 @@ class PrefetchEngine:
                 self._totals.add_failed(1)
                 if len(queries) == 1:
                     return [error]
-                return [hits for query in queries for hits in self.search_each([query], k, request)]
-            self._note(version, window, vectors, stats, start)
+                return [
+                    hits
+                    for query, own in zip(queries, requests, strict=True)
+                    for hits in self.search_each([query], k, own)
+                ]
+            self._totals.add(stats)
+            for own, window in windows.items():
+                rows = np.array([r == own for r in requests])
+                parts = stats._replace(hits=stats.hits[rows], misses=stats.misses[rows])
+                # What a call for several took is no figure of one window: no trace.
+                self._note(version, window, vectors[rows], parts, start, own, len(windows) == 1)
             return found
+
+    def vectors(self, queries: Sequence[Query]) -> Floats:
+        """(q, d) the vectors that these queries are searched with; kept for the search."""
+        with self._using() as version:
+            return version.encode(queries)
 
     def _note(
         self,
@@ -215,17 +253,30 @@ class PrefetchEngine:
         vectors: Floats,
         stats: SearchStats,
         start: float,
+        request: int | None,
+        is_trace: bool,
     ) -> None:
         handle = window.handle if window else Handle(0)
         window_s = start - window.opened if window else 0.0
         copy_s = sum(c.end - c.start for c in list(handle.copies))
         self.observed.append(
             Observed(
-                version.fingerprint, handle.ranked, vectors, window_s, handle.nbytes, copy_s,
-                stats, start, time.perf_counter(),
+                version.fingerprint, handle.ranked if is_trace else None, vectors, window_s,
+                handle.nbytes, copy_s, stats, start, time.perf_counter(), request,
             )
         )  # fmt: skip
-        self._totals.add(stats)
+
+    def forget(self) -> None:
+        """As if nothing had been asked: no cluster in memory, no query vector, no page of the file.
+
+        What an open window has brought stays. Waits for a copy that is under way.
+        """
+        with self._using() as version:
+            with self._lock:
+                done = self._trim(version, 0.0)
+            version.forget()
+            if done is not None:
+                done.wait()
 
     # -- versions -------------------------------------------------------------------------
 
@@ -303,16 +354,27 @@ class PrefetchEngine:
             traces.append(Trace(needed, *measured))
         return traces
 
-    def timeline(self, since: float = 0.0) -> list[dict[str, float | str]]:
-        """Copies and searches that ended after ``since`` (``time.perf_counter``), by start."""
+    def timeline(
+        self, since: float = 0.0, request: int | None = None
+    ) -> list[dict[str, float | str]]:
+        """Copies and searches that ended after ``since`` (``time.perf_counter``), by start.
+
+        With a token: those of this request, as long as it is not over.
+        """
+        copies = list(self._version.prefetcher.recent)
+        if request is not None:
+            with self._lock:
+                asking = self._open.get(request)
+                handles = list(asking.handles) if asking else []
+            copies = [copy for handle in handles for copy in list(handle.copies)]
         events: list[dict[str, float | str]] = [
             {"kind": "copy", "start": c.start, "end": c.end, "bytes": c.nbytes,
              "clusters": c.n_clusters}
-            for c in list(self._version.prefetcher.recent) if c.end > since
+            for c in copies if c.end > since
         ] + [
             {"kind": "search", "start": o.start, "end": o.end, "bytes": o.stats.nbytes,
              "hits": int(o.stats.hits.sum()), "misses": int(o.stats.misses.sum())}
-            for o in list(self.observed) if o.end > since
+            for o in list(self.observed) if o.end > since and request in (None, o.request)
         ]  # fmt: skip
         return sorted(events, key=lambda e: e["start"])
 
@@ -331,6 +393,7 @@ class _Request:
 
     window: _Window | None = None  # the open one
     behind: _Window | None = None  # closed, and still copying
+    handles: list[Handle] = field(default_factory=list)  # of all its windows, if it has a token
     rounds: int = 0
     named: bool = False  # its token was given with a hint or a search
 

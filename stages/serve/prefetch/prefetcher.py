@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -125,13 +125,17 @@ class Prefetcher:
                 handle._idle.clear()
                 self._put(_Job(lambda: self._run(handle), handle))
 
-    def trim(self, fraction: float) -> threading.Event:
-        """Evict the coldest until the rest takes ``fraction`` of the room; set when it is done."""
+    def trim(self, fraction: float, keep: Sequence[Handle] = ()) -> threading.Event:
+        """Evict the coldest until the rest takes ``fraction`` of the room; set when it is done.
+
+        What the windows of ``keep`` have copied stays, be it cold.
+        """
         done = threading.Event()
 
         def evict() -> None:
             most = int(fraction * self._hot.capacity)
             cold = self.hotness.coldest(self._hot.pages_of, most)
+            cold = np.setdiff1d(cold, [c for window in keep for c in window.clusters])
             self._hot.evict(cold)
             self.hotness.drop(cold)
             self.totals.evicted += len(cold)

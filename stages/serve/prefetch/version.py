@@ -91,6 +91,11 @@ class Version:
         ]
         return found, stats
 
+    def forget(self) -> None:
+        """No query vector is kept, and the codes are not in the system's memory."""
+        self._vectors.forget()
+        self.cold.file.forget_pages()
+
     def enter(self) -> None:
         """A search begins.
 
@@ -146,6 +151,11 @@ class _Vectors:
             while len(self._kept) > VECTORS:
                 self._kept.popitem(last=False)
         return vectors
+
+    def forget(self) -> None:
+        """The next query is encoded, whichever it is."""
+        with self._lock:
+            self._kept.clear()
 
 
 def open_tiers(folder: Path, settings: Settings) -> tuple[Cold, Hot]:
