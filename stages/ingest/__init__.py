@@ -7,8 +7,9 @@ or set aside with its reason; one bad row stops nothing. Text is made canonical 
 
 Reading order: ``source`` (what a source yields), ``beir`` (the plainest one; ``lines`` reads its
 rows), then its siblings ``multihop``, ``jsonl``, ``parquet``, ``files`` (txt, md, html, pdf),
-``semanlink``, ``fanoutqa`` (with ``statement``) and ``fanoutqa_leaf``; ``corpus`` (how the tables
-are made), ``chunk`` (passages), ``dedup`` (near-duplicates).
+``semanlink``, ``fanoutqa`` (with ``statement``), ``fanoutqa_leaf`` and ``world`` (made by a seed, of
+``world_words``); ``corpus`` (how the tables are made), ``chunk`` (passages), ``dedup``
+(near-duplicates).
 """
 
 # source in params.yaml -> file of this room
@@ -21,4 +22,5 @@ SOURCES = {
     "semanlink": "semanlink",
     "fanoutqa": "fanoutqa",
     "fanoutqa_leaf": "fanoutqa_leaf",
+    "world": "world",
 }

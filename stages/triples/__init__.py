@@ -7,7 +7,8 @@ Every subject and object occurs in its passage's text or title; a passage withou
 rows. What was read from a passage is kept by content: an unchanged passage is not read again.
 
 Reading order: found.py (what extractors share), parse.py (rules on a dependency parse),
-llm.py (a language model shown one demonstration), __main__.py (the shell).
+llm.py (a language model shown one demonstration), given.py (facts that the corpus brings),
+__main__.py (the shell).
 """
 
-EXTRACTORS = {"parse": "parse", "llm": "llm"}
+EXTRACTORS = {"parse": "parse", "llm": "llm", "given": "given"}

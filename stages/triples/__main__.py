@@ -8,7 +8,7 @@ from stages.records import RecordStore
 from stages.shell import Task
 from stages.tables import read_table, write_table
 from stages.triples import EXTRACTORS
-from stages.triples.found import count, smallest, triples_table
+from stages.triples.found import count, smallest, triples_table, with_meta
 
 
 def make(task: Task, folder: Path) -> dict[str, float]:
@@ -17,8 +17,9 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     extractor = shell.method("stages.triples", name)
     values = params.load(extractor.Params, task.room, task.entry, study=task.study)
 
-    passages = read_table(task.slot("ingest", values.corpus), "passages")
-    passages = smallest(passages, values.limit)
+    corpus = task.slot("ingest", values.corpus)
+    passages = smallest(read_table(corpus, "passages"), values.limit)
+    passages = with_meta(passages, read_table(corpus, "documents"))
     model = task.slot("finetune", values.model)
     with RecordStore() as store:
         found = extractor.extract(passages, values, model=model, store=store)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AfterValidator, PositiveInt
 
 from stages.digest import uniform
@@ -27,7 +28,7 @@ Slot = Annotated[str, AfterValidator(named)]
 class Params(Entry):
     """What every entry of the room says."""
 
-    extractor: str  # parse or llm
+    extractor: str  # parse, llm or given
     corpus: Slot  # an ingest entry
     model: str  # a finetune entry of role generator, or "none"
     limit: PositiveInt | None = None  # read only the passages of smallest id hash; none: all
@@ -108,6 +109,12 @@ def keep_grounded(
         else:
             kept[folded] = Triple(*(" ".join(part.split()) for part in triple))
     return list(kept.values())
+
+
+def with_meta(passages: pa.Table, documents: pa.Table) -> pa.Table:
+    """The passages with their documents' ``meta`` as a column more."""
+    rows = pc.index_in(passages["parent"], documents["docid"].combine_chunks())
+    return passages.append_column("meta", documents["meta"].take(rows))
 
 
 def smallest(passages: pa.Table, limit: int | None) -> pa.Table:
