@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         policy = read_policy().deploy
-        for entry in dvc.verify():
+        for entry in dvc.verify(repair=True):
             print(f"damaged, removed: {entry.entry} (of {entry.output})")
         with contextlib.ExitStack() as stack:
             url = get_current_settings().api.url or ui.running()

@@ -259,13 +259,16 @@ def _tell(*args: str, folder: Path) -> None:
         raise QuarryError(f"dvc {' '.join(args)} in {folder}: {done.stderr.strip()}")
 
 
-def checkout(folder: Path) -> None:
+def checkout(folder: Path, *, relink: bool = False) -> None:
     """Bring the outputs below ``folder`` to what its lock file says; only what differs moves.
+
+    With ``relink`` everything is linked anew, whatever DVC believes to know of it.
 
     Raises:
         QuarryError: an entry is not in the cache, or an output is in the way.
     """
-    _tell("--wait-for-lock", "checkout", "-q", "-f", folder=folder)
+    again = ["--relink"] if relink else []
+    _tell("--wait-for-lock", "checkout", "-q", "-f", *again, folder=folder)
 
 
 def missing(folder: Path) -> list[str]:
@@ -285,14 +288,14 @@ def missing(folder: Path) -> list[str]:
 
 
 class Damaged(NamedTuple):
-    """A cache entry whose bytes are not what its name says; it has been removed."""
+    """A cache entry whose bytes are not what its name says."""
 
     output: str  # the output that it belongs to
     entry: Path
 
 
-def verify() -> list[Damaged]:
-    """Hash every cache entry that the lock files name; remove the damaged ones and name them.
+def verify(*, repair: bool = False) -> list[Damaged]:
+    """Hash every cache entry that the lock files name; the damaged ones, removed with ``repair``.
 
     A workspace file that is a hard link to a damaged entry is removed with it: it is the same
     bytes. The next ``dvc repro`` restores or makes what is gone. An entry that is not in the cache
@@ -316,9 +319,10 @@ def verify() -> list[Damaged]:
                     found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False))
                 if found.hexdigest() != oid.removesuffix(".dir"):
                     damaged.append(Damaged(str(output), path))
-                    if copy.is_file() and copy.samefile(path):
+                    if repair and copy.is_file() and copy.samefile(path):
                         copy.unlink()
-                    path.unlink()
+                    if repair:
+                        path.unlink()
         return damaged
 
 
@@ -333,19 +337,22 @@ def _objects(cache: Any, oid: str) -> Iterator[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``verify``: exit status 1 if entries were damaged (they are removed), else 0."""
+    """``verify``: exit status 1 if entries are damaged, also when they were removed, else 0."""
     p = argparse.ArgumentParser(prog="python -m flows.dvc", description=verify.__doc__)
     p.add_argument("do", choices=["verify"])
-    p.parse_args(argv)
+    p.add_argument("--repair", action="store_true", help="remove the damaged entries")
+    args = p.parse_args(argv)
     try:
-        damaged = verify()
+        damaged = verify(repair=args.repair)
     except QuarryError as e:
         print(f"quarry: {e}", file=sys.stderr)
         return 2
     for entry in damaged:
-        print(f"damaged, removed: {entry.entry} (of {entry.output})")
-    if damaged:
+        print(f"damaged{', removed' * args.repair}: {entry.entry} (of {entry.output})")
+    if damaged and args.repair:
         print(f"{len(damaged)} removed. Restore or rebuild them with: dvc pull, or dvc repro")
+    elif damaged:
+        print(f"{len(damaged)} damaged. Remove them with: python -m flows.dvc verify --repair")
     else:
         print("cache: every entry of the lock files is what its name says")
     return 1 if damaged else 0

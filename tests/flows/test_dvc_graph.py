@@ -125,6 +125,10 @@ def test_verify_removes_a_damaged_entry_and_the_stage_makes_it_again(project, ca
     assert dvc.status() == {}, "DVC itself does not notice"
 
     assert dvc.main(["verify"]) == 1
+    said = capsys.readouterr().out
+    assert f"damaged: {entry}" in said and "verify --repair" in said
+    assert entry.read_bytes() == b"rotte" and (project.folder / "data/a/text").exists(), "as it was"
+    assert dvc.main(["verify", "--repair"]) == 1
     assert f"{entry.name} (of data/a)" in capsys.readouterr().out
     assert not entry.exists()
     assert dvc.repro("step@a", force=linked == "copy") == "Completed"
@@ -138,5 +142,6 @@ def test_verify_names_a_damaged_folder_listing(project):
     (listing,) = (project.folder / ".dvc/cache/files/md5").rglob("*.dir")
     listing.chmod(0o644)
     listing.write_text("[not json")
-    assert [(d.output, d.entry.name) for d in dvc.verify()] == [("data/a", listing.name)]
+    found = dvc.verify(repair=True)
+    assert [(d.output, d.entry.name) for d in found] == [("data/a", listing.name)]
     assert not listing.exists()
