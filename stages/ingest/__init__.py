@@ -7,8 +7,8 @@ or set aside with its reason; one bad row stops nothing. Text is made canonical 
 
 Reading order: ``source`` (what a source yields), ``beir`` (the plainest one; ``lines`` reads its
 rows), then its siblings ``multihop``, ``jsonl``, ``parquet``, ``files`` (txt, md, html, pdf),
-``semanlink``, ``fanoutqa`` (with ``statement``), ``fanoutqa_leaf`` and ``world`` (made by a seed, of
-``world_words``); ``corpus`` (how the tables are made), ``chunk`` (passages), ``dedup``
+``semanlink``, ``fanoutqa`` (with ``statement``), ``fanoutqa_leaf`` and ``world`` (made by a seed
+from ``world_words``); ``corpus`` (how the tables are made), ``chunk`` (passages), ``dedup``
 (near-duplicates).
 """
 

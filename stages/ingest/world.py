@@ -31,19 +31,10 @@ from pydantic import Field, NonNegativeInt
 
 from stages.digest import digest, uniform
 from stages.errors import QuarryError
+from stages.ingest import world_words as words
 from stages.ingest.lines import canonical_json
 from stages.ingest.source import Judgement, Question, Raw, Source, SourceParams
-from stages.ingest.world_words import (
-    CODAS,
-    COMPARED,
-    GOODS,
-    LANGUAGES,
-    ONSETS,
-    PLACES,
-    RELATIONS,
-    TRADES,
-    VOWELS,
-)  # fmt: skip
+from stages.ingest.world_words import COMPARED, GOODS, LANGUAGES, PLACES, RELATIONS, TRADES
 from stages.params import Entry
 from stages.records import RecordStore
 
@@ -165,13 +156,15 @@ def make_words(
     n: int, rng: random.Random, syllables: int, *, unlike: Sequence[str] = ()
 ) -> list[str]:
     """n distinct capitalised words of so many syllables and a consonant, none of ``unlike``."""
-    words: dict[str, None] = {}
-    while len(words) < n:
-        body = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(syllables))
-        word = (body + rng.choice(CODAS)).capitalize()
+    made: dict[str, None] = {}
+    while len(made) < n:
+        body = "".join(
+            rng.choice(words.ONSETS) + rng.choice(words.VOWELS) for _ in range(syllables)
+        )
+        word = (body + rng.choice(words.CODAS)).capitalize()
         if word not in unlike:
-            words[word] = None
-    return list(words)
+            made[word] = None
+    return list(made)
 
 
 def make_facts(
