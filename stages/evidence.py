@@ -36,6 +36,7 @@ class Evidence(NamedTuple):
     query: str = ""  # that found the passage
     score: float = 0.0  # relevance when it was distilled
     conflict: bool = False  # another item has another object for the same subject and relation
+    eid: int = 0  # number among all items of a question, in the order they came
 
 
 def words(text: str) -> list[str]:

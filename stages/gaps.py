@@ -22,11 +22,15 @@ import numpy.typing as npt
 from stages.answers import normalise
 
 MOST_TRIPLES = 4  # of a question
+OR = " / "  # between relations of which a question may mean any
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class Fact(NamedTuple):
-    """A triple. In a question a slot that begins with "?" is a variable."""
+    """A triple. In a question a slot that begins with "?" is a variable.
+
+    Its relation may be several, with ``OR`` between them: any of them answers.
+    """
 
     subj: str
     rel: str
@@ -135,7 +139,7 @@ def match(asked: Sequence[Fact], facts: Sequence[Fact], alike: Alike = EXACT) ->
 def _options(triple: Fact, facts: Sequence[Fact], alike: Alike) -> Iterator[Choice]:
     """The facts that agree with what the question names, and the values for its variables."""
     for place, fact in enumerate(facts):
-        if not alike.relations(triple.rel, fact.rel):
+        if not any(alike.relations(rel, fact.rel) for rel in triple.rel.split(OR)):
             continue
         for obj in _parts(fact.obj):
             slots = ((triple.subj, fact.subj), (triple.obj, obj))
@@ -203,7 +207,8 @@ def gap_query(gap: Fact) -> str:
     subj, obj = ("" if is_variable(s) else s for s in (gap.subj, gap.obj))
     if not subj and not obj:
         return ""
-    words = (subj, gap.rel, obj) if subj else (obj, gap.rel)
+    rel = gap.rel.replace(OR, " ")
+    words = (subj, rel, obj) if subj else (obj, rel)
     return " ".join(w for w in words if w)
 
 

@@ -180,6 +180,12 @@ def test_a_second_value_of_a_variable_is_asked_for_as_well() -> None:
     assert len(alternatives(ASKED, thousand, match(ASKED, thousand))["?d"]) == 2
 
 
+def test_a_relation_may_be_any_of_several() -> None:
+    asked = [Fact("Ann", "year of birth / year of foundation", "?y")]
+    assert match(asked, [Fact("Ann", "year of foundation", "1900")]).bound == {"?y": "1900"}
+    assert gap_queries(asked, match(asked, [])) == ["Ann year of birth year of foundation"]
+
+
 def test_a_comparison_has_two_gaps_at_once() -> None:
     asked = [Fact("Ann", "birth year", "?a"), Fact("Bo", "birth year", "?b")]
     assert gap_queries(asked, match(asked, [])) == ["Ann birth year", "Bo birth year"]
