@@ -25,4 +25,5 @@ STRATEGIES = {
     "ircot": "strategies.ircot",
     "kirag": "strategies.kirag",
     "adaptive_note": "strategies.adaptive_note",
+    "rfm_rag": "strategies.rfm_rag",
 }
