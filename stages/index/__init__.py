@@ -10,7 +10,7 @@ scores by docid descending" is "by row", also where k cuts through equal scores.
 
 Reading order: layout.py (the directory), ranking.py (the k best, ties), postings.py with bm25.py
 and splade.py, vectors.py with flat.py, lists.py with centroids.py, ivf.py and clustered.py,
-__main__.py (the shell).
+facts.py, suffixes.py (a generator's tokens, sorted), __main__.py (the shell).
 
 ``open_index`` is the one door between rooms.
 """
@@ -32,6 +32,7 @@ KINDS = {
     "clustered": "clustered",
     "centroids": "centroids",
     "facts": "facts",
+    "suffixes": "suffixes",
 }
 
 
