@@ -115,7 +115,7 @@ def merge(
     An item is known where all its facts are; or where its text is nearly that of an item
     (Jaccard of words, or cosine of ``vectors`` within one passage), with the same numbers and no
     fact that contradicts the pool. A contradiction (same subject and relation, other object) is
-    kept, and both sides are marked.
+    kept, and both sides are marked where they come from two passages: one names several values.
     """
     merged = list(pool)
     facts = {_key(f) for e in pool for f in e.facts}
@@ -130,10 +130,11 @@ def merge(
         against = {k[:2] for k in keys if k not in facts and k[:2] in objects}
         if not against and any(_is_near(item, other, vectors or {}) for other in merged):
             continue
+        conflict = False
         for i, other in enumerate(merged):
-            if any(_key(f)[:2] in against for f in other.facts):
-                merged[i] = other._replace(conflict=True)
-        merged.append(item._replace(conflict=bool(against)))
+            if other.docid != item.docid and any(_key(f)[:2] in against for f in other.facts):
+                merged[i], conflict = other._replace(conflict=True), True
+        merged.append(item._replace(conflict=conflict))
         n_new += 1
         for key in keys:
             facts.add(key)

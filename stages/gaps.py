@@ -14,7 +14,7 @@ property (tests/unit/test_evidence.py has the counter-example).
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from stages.answers import normalise
 
 MOST_TRIPLES = 4  # of a question
 OR = " / "  # between relations of which a question may mean any
+Rule = Literal["value", "same", "least", "most"]  # how a question's answer follows
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -223,3 +224,25 @@ def gap_queries(
         nth = {k: v[min(n, len(v) - 1)] for k, v in values.items() if v}
         queries += [gap_query(g) for g in gaps(asked, found, {**found.bound, **nth})]
     return list(dict.fromkeys(q for q in queries if q))
+
+
+def copy_answer(asked: Sequence[Fact], rule: Rule, found: Match) -> str:
+    """The answer by copying: the last object's value, or what a comparison of the values gives.
+
+    "same" is yes or no; "least" and "most" the subject whose value has that number. Empty where a
+    value that is needed is not known.
+    """
+    values = [found.bound.get(t.obj, "") for t in asked]
+    if not values or not values[-1]:
+        return ""
+    if rule == "value":
+        return values[-1]
+    if not all(values) or len(values) < 2:
+        return ""
+    if rule == "same":
+        return "yes" if fold(values[0]) == fold(values[1]) else "no"
+    sizes = [float(n[0]) if (n := numbers(v)) else None for v in values]
+    if None in sizes:
+        return ""
+    best = (min if rule == "least" else max)(sizes)
+    return asked[sizes.index(best)].subj

@@ -226,8 +226,11 @@ def test_near_vectors_are_one_within_a_passage_alone() -> None:
 
 def test_a_contradiction_is_kept_and_both_sides_are_marked() -> None:
     other = Fact("Eden and After", "director", "Someone Else")
-    pool, n = merge([item("a b c", DIRECTOR), item("x", YEAR)], [item("a b c", other)])
+    first = [item("a b c", DIRECTOR), item("x", YEAR)]
+    pool, n = merge(first, [item("a b c", other, docid="e#0")])
     assert n == 1 and [e.conflict for e in pool] == [True, False, True]
+    pool, n = merge(first, [item("a b c", other)])
+    assert n == 1 and not any(e.conflict for e in pool), "a passage may name two directors"
 
 
 def test_what_answers_a_triple_is_never_evicted() -> None:

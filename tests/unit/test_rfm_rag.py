@@ -16,14 +16,14 @@ from strategy_worlds import SLOTS, count_words
 
 from stages.digest import digest, uniform
 from stages.effects import Question, Score
-from stages.gaps import Fact, Match, fold, match
+from stages.gaps import Fact, Match, copy_answer, fold, match
 from stages.ingest.world import World, ask
 from stages.loop import Budget, Loop, run_loop
 from stages.prompts import rag_prompt
 from stages.serve.asked import Library
 from stages.serve.strategies import rag, rfm_rag
 from stages.serve.strategies import rfm_rag_prompts as prompts
-from stages.serve.strategies.rfm_rag_questions import Reading, copy_answer, read_question
+from stages.serve.strategies.rfm_rag_questions import read_question
 from stages.tables import table
 from stages.tools import Tools
 from stages.types import Hit, Passage
@@ -381,19 +381,17 @@ def test_every_question_of_the_world_reads_as_its_own_chain() -> None:
             assert len(reading.triples) == len(one.chain), one.text
             found = match(reading.triples, [Fact(f.subj, f.rel, f.obj) for f in one.chain])
             assert found.used == tuple(range(len(one.chain))), one.text
-            assert copy_answer(reading, found) == one.answer, one.text
+            assert copy_answer(*reading, found) == one.answer, one.text
 
 
 def test_an_answer_is_copied_or_compared() -> None:
     pair = [Fact("Ann", "year", "?1"), Fact("Bo", "year", "?2")]
     both = Match((0, 1), {"?1": "1920", "?2": "1931"})
-    answers = [
-        copy_answer(Reading(pair, rule), both) for rule in ("value", "same", "least", "most")
-    ]
+    answers = [copy_answer(pair, rule, both) for rule in ("value", "same", "least", "most")]
     assert answers == ["1931", "no", "Ann", "Bo"]
     half = Match((0, None), {"?1": "1920"})
-    assert [copy_answer(Reading(pair, r), half) for r in ("value", "same", "least")] == [""] * 3
-    assert copy_answer(Reading([]), Match((), {})) == ""
+    assert [copy_answer(pair, r, half) for r in ("value", "same", "least")] == [""] * 3
+    assert copy_answer([], "value", Match((), {})) == ""
 
 
 # -- it ends (properties) ---------------------------------------------------------------------

@@ -40,13 +40,13 @@ from stages.effects import (
     Steps,
 )
 from stages.evidence import bound_items, judge_text, pool_facts, reading_order
-from stages.gaps import alternatives, fold, gap_queries, gap_query
+from stages.gaps import alternatives, copy_answer, fold, gap_queries, gap_query
 from stages.prompts import NO_YES, STOP
 from stages.serve.asked import Library
 from stages.serve.reading import Part, Reads, rank_together, read_last, searches
 from stages.serve.strategies import rfm_rag_prompts as prompts
 from stages.serve.strategies.rfm_rag_pool import State, distil_passages
-from stages.serve.strategies.rfm_rag_questions import Reading, copy_answer, read_question
+from stages.serve.strategies.rfm_rag_questions import Reading, read_question
 from stages.shell import NONE
 from stages.tools import Tools
 from stages.types import Hit, Passage, Request
@@ -69,7 +69,7 @@ class Params(Reads):
     patience: PositiveInt = 1  # rounds in a row without new evidence
     pool_cap: PositiveInt = 30  # items
     facts_per_passage: PositiveInt = 3  # items of one passage
-    relevance: float = Field(0.3, ge=0, le=1)  # of a sentence to an open triple, at the least
+    relevance: float = Field(0.5, ge=0, le=1)  # of a sentence to an open triple, at the least
     contained: bool = True  # a name of two words or more is the longer one that it stands in
     mode: Literal["symbolic", "llm"] = "symbolic"  # who reads the question and names the gaps
     distil: Literal["offline", "llm", "raw"] = "offline"
@@ -125,11 +125,10 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     state = State(question, params)
     runs: list[Sequence[Hit]] = []
     queries, stalled, stop_reason = [question.text], 0, "budget_rounds"
-    reading = Reading([])
     try:
         yield Hint(question.text)
         reading = yield from read_triples(question, params)
-        state.asked = reading.triples
+        state.asked, state.rule = reading
         for t in range(params.rounds):
             state.queries |= {fold(q) for q in queries}
             found = yield [search for query in queries for search in searches(query, params)]
@@ -161,7 +160,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
                 break
     except BudgetSpent:
         pass  # read what there is; the engine names the limit
-    answer, shown = yield from answer_from(state, reading, library)
+    answer, shown = yield from answer_from(state, library)
     return Outcome(
         answer, state.trace(), list(dict.fromkeys(p.docid for p in shown)),
         rank_together(runs, params.k), stop_reason,
@@ -236,14 +235,12 @@ def ask_next(state: State) -> Part[list[str]]:
     return state.next_queries([q for q in queries if q])
 
 
-def answer_from(
-    state: State, reading: Reading, library: Library
-) -> Part[tuple[str, list[Passage]]]:
+def answer_from(state: State, library: Library) -> Part[tuple[str, list[Passage]]]:
     """The reader's answer from the pool alone, or the value that answers, and what was shown."""
     order = reading_order(state.pool, bound_items(state.pool, state.match))
     items = [state.pool[i] for i in order]
     titles = {p.docid: p.title for p in library.passages([e.docid for e in items])}
     shown = [Passage(e.docid, titles[e.docid], e.text) for e in items]
     if state.params.reader == "copy":
-        return copy_answer(reading, state.match), shown
+        return copy_answer(state.asked, state.rule, state.match), shown
     return (yield from read_last(state.question, shown, state.params, library))

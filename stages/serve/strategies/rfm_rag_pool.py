@@ -15,7 +15,7 @@ from stages.evidence import (
     relevance,
     wanted_words,
 )
-from stages.gaps import Alike, Fact, Match, fold, gaps, match
+from stages.gaps import Alike, Fact, Match, Rule, fold, gaps, match
 from stages.serve.asked import Library
 from stages.serve.reading import Part, show
 from stages.serve.strategies import rfm_rag_prompts as prompts
@@ -34,6 +34,7 @@ class State:
         self.question, self.params = question, params
         self.alike = Alike(contained=params.contained)
         self.asked: list[Fact] = []
+        self.rule: Rule = "value"
         self.pool: list[Evidence] = []
         self.gone: list[tuple[Evidence, int]] = []  # with the round from which it was not there
         self.match = Match((), {})
@@ -94,7 +95,8 @@ class State:
         items = [(e, None) for e in self.pool] + self.gone
         items.sort(key=lambda x: x[0].eid)
         return dumps({
-            "asked": self.asked, "rounds": self.rounds, "unparsed": self.unparsed,
+            "asked": self.asked, "rule": self.rule, "contained": self.alike.contained,
+            "rounds": self.rounds, "unparsed": self.unparsed,
             "pool": [{**e._asdict(), "evicted": gone} for e, gone in items],
         })  # fmt: skip
 

@@ -9,11 +9,9 @@ read for any R. A question of another form has no triples here: for those there 
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from stages.gaps import MOST_TRIPLES, OR, Fact, Match, fold, numbers
-
-Rule = Literal["value", "same", "least", "most"]
+from stages.gaps import MOST_TRIPLES, OR, Fact, Rule
 
 # fmt: off
 FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # asked for; spoken of
@@ -127,24 +125,3 @@ def _peel(about: str) -> tuple[str, str] | None:
             return rel, found[1]
     found = _NESTED.fullmatch(about)
     return (found[1], found[2]) if found else None
-
-
-def copy_answer(reading: Reading, found: Match) -> str:
-    """The answer by copying: the last variable's value, or what the comparison of two gives.
-
-    Empty where a value that it takes is not known.
-    """
-    values = [found.bound.get(t.obj, "") for t in reading.triples]
-    if not values or not values[-1]:
-        return ""
-    if reading.rule == "value":
-        return values[-1]
-    if not all(values) or len(values) < 2:
-        return ""
-    if reading.rule == "same":
-        return "yes" if fold(values[0]) == fold(values[1]) else "no"
-    sizes = [float(n[0]) if (n := numbers(v)) else None for v in values]
-    if None in sizes:
-        return ""
-    best = (min if reading.rule == "least" else max)(sizes)
-    return reading.triples[sizes.index(best)].subj
