@@ -3,13 +3,15 @@
 Reads ``data/ingest/<corpus>`` (questions with answers, passages), an index, a generator; writes
 ``data/pairs/<entry>``: pref_groups.parquet, pref_candidates.parquet (the contract of
 ``stages.preference``, validated before they are written) and stats.json, which counts what was
-dropped and why. The preference recipe of ``finetune`` trains on them.
+dropped and why. The preference recipe of ``finetune`` trains on them, the aligner on those of
+``chains``.
 
 Every recipe is one file with ``build(params, inputs, tools, store) -> Built``. Its model calls go
 through the loop engine and the record store: a killed run goes on where it was.
 
 Reading order: answers.py (answers sampled with and without passages, scored by correctness),
-__main__.py (the shell).
+chains.py (the next fact of a chain, among others; linking.py makes a chain by rule), __main__.py
+(the shell).
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-RECIPES = {"answers": "answers"}
+RECIPES = {"answers": "answers", "chains": "chains"}
 
 
 class Inputs(NamedTuple):
