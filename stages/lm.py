@@ -29,8 +29,10 @@ from torch import Tensor
 from stages.errors import QuarryError
 from stages.models import read_training
 from stages.packed import Chunk, Fill, PackedModel, Rows
+from stages.prefixes import PrefixReader
 from stages.spans import add_growth, clip_spans
 from stages.types import Finish, Generation, Generator, Inbox, LogProb, Request, Span, TokenEvent
+from stages.walks import tokenizer_print
 
 ROWS = 32  # requests that run at once: 100 tokens a CPU second with 16, 131 with 32 (SmolLM2)
 PREFILL = 512  # prompt tokens in a step; what a newcomer can delay the others by
@@ -175,6 +177,12 @@ class LocalGenerator:
         flat = [(p, o) for p, os in zip(prompts, options, strict=True) for o in os]
         logps = iter(self.logprobs([p for p, _ in flat], [o for _, o in flat]))
         return [[next(logps).total for _ in os] for os in options]
+
+    def reads_prefixes(self) -> PrefixReader:
+        """What reads many continuations of a prompt as a tree (``stages.prefixes``)."""
+        return PrefixReader(
+            self._model, self._prompts, self._window, tokenizer_print(self._tokenizer)
+        )
 
     def forget(self) -> None:
         """Drop the prompts that were kept for others to begin like them."""

@@ -110,7 +110,7 @@ class Rows:
             self.kv[:, :, :n, :, :used] = old[:, :, :n, :, :used]
 
 
-class _Pack(NamedTuple):
+class Pack(NamedTuple):
     """What attention must know of a pass: where each sequence lies and what it sees."""
 
     rows: Rows
@@ -122,7 +122,7 @@ class _Pack(NamedTuple):
 
 def _attend(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: None, *,
-    scaling: float, pack: _Pack, **kwargs: object,
+    scaling: float, pack: Pack, **kwargs: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention of a packed row: query (1, heads, t, d), key and value (1, kv heads, t, d).
 
@@ -201,23 +201,32 @@ class PackedModel:
             keep += [len(tokens) + p - chunk.start for p in chunk.scored]
             tokens += chunk.fill.ids[chunk.start : chunk.stop]
             positions += range(chunk.start, chunk.stop)
-        self.tokens += len(tokens)
-        if len(tokens) in SLOW:
-            tokens += [0] * (SLOW.stop - len(tokens))
-            positions += [0] * (SLOW.stop - len(positions))
-        logits = self.model(
-            input_ids=torch.tensor([tokens]),
-            position_ids=torch.tensor([positions]),
-            logits_to_keep=torch.tensor(keep, dtype=torch.long),
-            use_cache=False,
-            pack=self._pack(rows, chunks),
-        ).logits[0]
+        logits = self.run(tokens, positions, keep, self._pack(rows, chunks))
         rows.lens = [length + 1 for length in rows.lens]
         for chunk in chunks:
             chunk.fill.done = chunk.stop
-        return logits.float()
+        return logits
 
-    def _pack(self, rows: Rows, chunks: Sequence[Chunk]) -> _Pack:
+    @torch.no_grad()
+    def run(
+        self, tokens: Sequence[int], positions: Sequence[int], keep: Sequence[int], pack: Pack
+    ) -> Tensor:
+        """Logits (k, v) after the tokens of these numbers; ``pack`` says what each token sees."""
+        self.tokens += len(tokens)
+        padding = [0] * (SLOW.stop - len(tokens) if len(tokens) in SLOW else 0)
+        return (
+            self.model(
+                input_ids=torch.tensor([[*tokens, *padding]]),
+                position_ids=torch.tensor([[*positions, *padding]]),
+                logits_to_keep=torch.tensor(keep, dtype=torch.long),
+                use_cache=False,
+                pack=pack,
+            )
+            .logits[0]
+            .float()
+        )
+
+    def _pack(self, rows: Rows, chunks: Sequence[Chunk]) -> Pack:
         lens, mask = torch.tensor(rows.lens, dtype=torch.long), None
         if rows.lens:
             column = torch.arange(max(rows.lens) + 1)
@@ -228,4 +237,4 @@ class PackedModel:
             if start else None
             for _, start, stop in chunks
         ]  # fmt: skip
-        return _Pack(rows, lens, mask, chunks, masks)
+        return Pack(rows, lens, mask, chunks, masks)

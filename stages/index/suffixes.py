@@ -173,6 +173,18 @@ class Suffixes:
         found = (at < args[1]) & (self._column(at, args[2]) == args[3])
         return found & self.offered[tokens]
 
+    def among(self, left: Ints, right: Ints, depth: Ints, tokens: Ints) -> Children:
+        """Those of the candidates that follow, with their rows; tokens (b, k) ascending in a row.
+
+        A binary search for all of them, and a second one for those that are there.
+        """
+        args = np.broadcast_arrays(*(np.asarray(x)[:, None] for x in (left, right, depth)), tokens)
+        low = self._bisect(*args)
+        there = (low < args[1]) & (self._column(low, args[2]) == args[3]) & self.offered[tokens]
+        low, (_, high, depth, token) = low[there], (x[there] for x in args)
+        owner = np.nonzero(there)[0]
+        return Children(owner, token, low, self._bisect(low, high, depth, token, after=True))
+
     def children(self, left: Ints, right: Ints, depth: Ints) -> Children:
         """Every offered token that follows each prefix, with its rows.
 

@@ -83,6 +83,9 @@ def test_it_says_what_scanning_says_for_every_prefix(docs, absent, gather) -> No
         suffixes.GATHER = before
     candidates = np.broadcast_to(np.arange(7), (len(asked), 7))
     masks = index.mask(ranges[:, 0], ranges[:, 1], depths, candidates)
+    some = index.among(ranges[:, 0], ranges[:, 1], depths, candidates)
+    for mine, theirs in zip(some, after, strict=True):
+        assert mine.tolist() == theirs.tolist(), "all tokens are candidates"
     lefts, rights = index.extend(ranges[:, :1], ranges[:, 1:], depths[:, None], candidates)
     for i, prefix in enumerate(asked):
         n, follow, found = naive(docs, list(prefix))
