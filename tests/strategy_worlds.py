@@ -16,16 +16,28 @@ from stages.serve.strategies import (
     iter_retgen,
     iterative,
     kirag,
+    rar2,
     self_rag,
     subquestions,
 )
 from stages.tables import table
 from stages.types import Generation, Hit, Passage, Query, Span
 
-LOOPS = (adaptive_note, flare, hyde, ircot, iter_retgen, iterative, kirag, self_rag, subquestions)
+LOOPS = (
+    adaptive_note,
+    flare,
+    hyde,
+    ircot,
+    iter_retgen,
+    iterative,
+    kirag,
+    rar2,
+    self_rag,
+    subquestions,
+)
 SLOTS = dict(corpus="c", index="i", encoder="none", triples="none", split="all", model="m")
 SLOTS |= dict(facts="f", scorer="s")
-NEEDED = {"hyde": {"combine": "text"}}  # values that a word index asks for
+NEEDED = {"hyde": {"combine": "text"}, "rar2": {"thought_tokens": 64}}  # for words and small models
 
 TEXTS = {
     "aida": ("Aida", "Aida is an opera by Verdi."),

@@ -25,5 +25,6 @@ STRATEGIES = {
     "ircot": "strategies.ircot",
     "kirag": "strategies.kirag",
     "adaptive_note": "strategies.adaptive_note",
+    "rar2": "strategies.rar2",
     "rfm_rag": "strategies.rfm_rag",
 }

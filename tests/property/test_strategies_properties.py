@@ -29,7 +29,7 @@ SAID = (
 )  # fmt: skip
 STOPS = {
     "fixed", "judge", "no_query", "converged", "empty_gen", "end_of_text", "answer_marker", "error",
-    "fails", "budget_rounds", "budget_docs", "budget_llm_calls", "budget_tokens",
+    "fails", "no_hits", "budget_rounds", "budget_docs", "budget_llm_calls", "budget_tokens",
 }  # fmt: skip
 every = pytest.mark.parametrize("method", LOOPS, ids=name_of)
 
