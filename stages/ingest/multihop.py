@@ -4,9 +4,11 @@ A passage has ``title``, ``text`` and ``is_supporting``. The passages of all que
 into one corpus, each once; a question's judgements are its supporting passages. HotpotQA's
 distractor setting (Yang et al., EMNLP 2018), 2WikiMultihopQA and MuSiQue come in this shape.
 
-Passages have no ids: theirs is the hash of title and text. Questions may have no passages and no
-answers, and may have ``options``; without them a question whose form asks for yes or no, in
-English, has these. The split is in the file's name: train*, dev*, test*; other
+Passages have no ids: theirs is the hash of title and text. Where they are the sections of one text
+(PubMedQA's abstracts), ``joined`` makes a document of them. Questions may have no passages and no
+answers, and may have ``options``, as a list or by letter (MedQA); without them they have the
+entry's, and where it says none a question whose form asks for yes or no, in English, has these.
+The split is in the file's name: train*, dev*, test*; other
 files are test. A bad line is a question set aside, with all its passages and
 judgements; so is one without text, or with the id of an earlier question that says otherwise.
 """
@@ -45,6 +47,8 @@ class Params(SourceParams):
     """An entry with ``source: multihop``; ``path`` is a .jsonl file or a folder of them."""
 
     max_line_bytes: int = Field(4_194_304, gt=0)  # longer lines are set aside: oversize
+    options: list[str] = Field([])  # of every question without its own: [yes, no, maybe]
+    joined: bool = False  # a question's passages are the sections of one document
 
 
 class Row(NamedTuple):
@@ -80,7 +84,8 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
         for file in files:
             split = next((s for s in ("train", "dev") if file.stem.startswith(s)), "test")
             rows = read_rows(
-                file, lambda line, at, split=split: parse_row(line, at, split), name=file.name,
+                file, lambda line, at, split=split: parse_row(line, at, split, params),
+                name=file.name,
                 expected="one JSON object a line with 'id', 'question', 'answers', 'passages'",
                 max_line_bytes=params.max_line_bytes,
             )  # fmt: skip
@@ -97,19 +102,20 @@ def read(path: Path, params: Params, store: RecordStore) -> Source:
     return Source(documents(), questions, judgements)  # the lists fill as documents are read
 
 
-def parse_row(line: bytes, locator: str, split: str) -> Row:
+def parse_row(line: bytes, locator: str, split: str, params: Params) -> Row:
     """One line as a question with its passages and judgements."""
     row = parse_object(line)
     qid, text = id_field(row, "id"), text_field(row, "question", required=True)
     rest = canonical_json({k: v for k, v in row.items() if k not in _FIELDS})
     passages, judgements = [], []
-    for passage in _passages(row):
+    for passage in _joined(_passages(row)) if params.joined else _passages(row):
         title, body = text_field(passage, "title"), text_field(passage, "text", required=True)
         docid = digest(canonicalise(title), canonicalise(body))
         passages.append(Raw(docid, title, body, locator, raw=line))
         if passage.get("is_supporting"):
             judgements.append(Judgement(qid, docid, 1, locator, line))
-    answers, choices = strings(row, "answers"), strings(row, "options") or options(text)
+    answers = strings(row, "answers")
+    choices = strings(row, "options") or tuple(params.options) or options(text)
     question = Question(qid, text, split, locator, answers, choices, rest, line)
     return Row(question, passages, judgements)
 
@@ -119,3 +125,14 @@ def _passages(row: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(p, dict) for p in value):
         raise BadRow("schema", "field 'passages' must be a list of objects with title and text")
     return value
+
+
+def _joined(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One passage of all, each section after its title; supporting if one of them is."""
+    titles = [text_field(section, "title") for section in sections]
+    texts = [text_field(section, "text", required=True) for section in sections]
+    named = [
+        f"{title}: {text}" if title else text for title, text in zip(titles, texts, strict=True)
+    ]
+    supports = any(section.get("is_supporting") for section in sections)
+    return [{"title": "", "text": "\n".join(named), "is_supporting": supports}] if named else []
