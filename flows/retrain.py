@@ -91,9 +91,15 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
         if not force and (why := _known(root, inputs)):
             return Completed(name="NothingToDo", message=why)
 
-        served = promote.serve(root, now.version.commit) if now else folder / "nowhere"
-        for damaged in dvc.verify():
-            log.warning("damaged, removed: %s (of %s)", damaged.entry, damaged.output)
+        served = (root / promote.SERVED).resolve()
+        if now:
+            try:
+                promote.serve(root, now.version.commit)
+            except QuarryError as e:  # pruned or damaged; the build may make it again
+                log.warning("%s", e)
+        damaged = dvc.verify(repair=True)
+        for entry in damaged:
+            log.warning("damaged, removed: %s (of %s)", entry.entry, entry.output)
         if first := [name for name in status if name.startswith("ingest@")]:
             state = building.build(first, return_state=True)
             if not state.is_completed():
@@ -113,6 +119,10 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
         if not state.is_completed():  # of its own: a state belongs to one run
             end = Cancelled if state.is_cancelled() else Failed
             return end(message=state.message)
+        if now:
+            promote.serve(root, now.version.commit)
+        if now and damaged:  # what is served may be the same bytes; they were made again just now
+            dvc.checkout(served, relink=True)
         decision = _gate(policy, served if now else None, folder)
     create_markdown_artifact(reasons.decision_markdown(decision), key="gate")
     said = reasons.decision_text(decision)

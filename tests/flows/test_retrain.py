@@ -4,7 +4,9 @@ The first tests take Prefect's place (``flowless``); the last one runs the flow 
 with the latency of both revisions measured over HTTP.
 """
 
+import hashlib
 import logging
+import os
 import shutil
 import sys
 import time
@@ -155,6 +157,32 @@ def test_a_half_read_source_stops_it_and_production_stays(world, flowless) -> No
     shutil.rmtree(world.folder / "corpus")
     with pytest.raises(retraining.QuarryError, match="source .*corpus is not there"):
         run(world, flowless)
+
+
+@pytest.mark.parametrize("how", ["damaged", "pruned"])
+def test_a_cache_that_lost_what_is_served_is_made_whole_before_it_is_compared(
+    world, flowless, how
+) -> None:
+    run(world, flowless)
+    path = world.folder / promote.SERVED / "data/index/words/docids.json"
+    sound = path.read_bytes()
+    digest = hashlib.md5(sound, usedforsecurity=False).hexdigest()
+    entry = world.folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    if how == "damaged":
+        before = entry.stat()
+        entry.chmod(0o644)
+        entry.write_bytes(b"[" + sound[1:].swapcase())
+        os.utime(entry, ns=(before.st_atime_ns, before.st_mtime_ns))
+        entry.chmod(0o444)  # as a disk error leaves it
+        assert path.read_bytes() != sound, "a hard link shares the damage"
+    else:
+        entry.unlink()
+        shutil.rmtree(path.parent)
+        shutil.rmtree(world.folder / worktree.WORKTREE / "data/index/words")
+    name, message, built = run(world, flowless, force=True)
+    assert (name, message[:7]) == ("Promoted", "v0.0.1:"), "nothing else changed"
+    assert "index@words" in built
+    assert path.read_bytes() == entry.read_bytes() == sound
 
 
 def test_other_questions_cannot_be_compared(world, flowless) -> None:
