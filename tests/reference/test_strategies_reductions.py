@@ -18,7 +18,17 @@ from stages.errors import QuarryError
 from stages.lm import open_generator
 from stages.loop import Loop, run_loop
 from stages.serve.asked import Library
-from stages.serve.strategies import flare, hyde, ircot, iter_retgen, iterative, rag, self_rag
+from stages.serve.strategies import (
+    flare,
+    hyde,
+    ircot,
+    iter_retgen,
+    iterative,
+    kirag,
+    rag,
+    rar2,
+    self_rag,
+)
 from stages.tools import Tools
 
 CITIES = {
@@ -50,12 +60,12 @@ class World:
         self.library = Library(self.passages, generator.count_tokens, facts=self.facts)
 
     def serve(
-        self, method: Any, questions=QUESTIONS, *, tools=None, replay=None, batch=None,
-        max_active=64, **values,
+        self, method: Any, questions=QUESTIONS, *, tools=None, library=None, replay=None,
+        batch=None, max_active=64, **values,
     ) -> Loop:  # fmt: skip
         # one token is one byte here
         params = params_of(method, **{"k": 5, "prompt_tokens": 3000, **values})
-        strategy = partial(method.strategy, params=params, library=self.library)
+        strategy = partial(method.strategy, params=params, library=library or self.library)
         how = {"replay": replay, "batch": batch, "max_active": max_active}
         return run_loop(strategy, questions, tools or self.tools, **how)
 
@@ -74,6 +84,7 @@ def world(tmp_path_factory) -> World:
         (ircot, {"sentences": 0, "one_per_title": False}),
         (hyde, {"hypotheses": 0, "combine": "text"}),
         (self_rag, {"delta": 0.0}),
+        (rar2, {"n": 0}),
     ],
     ids=lambda x: getattr(x, "__name__", "").rpartition(".")[2],
 )
@@ -110,6 +121,37 @@ def test_hyde_by_vectors_on_a_word_index_says_what_to_do(world) -> None:
         world.serve(
             hyde, QUESTIONS[:1], encoder="e", combine="mean", hypotheses=1, hypothesis_tokens=9
         )
+
+
+@pytest.mark.parametrize("constructor", ["llm", "llm_choice", "aligner"])
+def test_kirag_without_facts_is_one_shot_rag(world, constructor) -> None:
+    none = facts_of({docid: [] for docid in world.passages["docid"].to_pylist()})
+    library = Library(world.passages, world.tools.generator.count_tokens, facts=none)
+    simple = world.serve(rag, passages=4)
+    loop = world.serve(kirag, library=library, passages=4, found=4, constructor=constructor)
+    for a, b in zip(loop.answered, simple.answered, strict=True):
+        assert (a.outcome.answer, a.outcome.docids) == (b.outcome.answer, b.outcome.docids)
+        ranked = [hit.docid for hit in b.outcome.hits]
+        assert [hit.docid for hit in a.outcome.hits] == ranked and ranked
+        assert a.outcome.stop_reason == "no_query" and a.counts.rounds == 1
+
+
+def test_kirag_of_one_round_without_a_bonus_reranks_by_the_best_fact(world) -> None:
+    """``aligner`` and not ``llm``: neither says anything that could change this ranking."""
+    found = world.tools.retriever.search([q.text for q in QUESTIONS], 6)
+    cosine = {}
+    for question, hits in zip(QUESTIONS, found, strict=True):
+        (u,) = WordVectors().encode([question.text], "query")
+        scores = {h.docid: world.facts.score(u, world.facts.of([h.docid])).max() for h in hits}
+        docs = {}
+        for docid, score in scores.items():
+            docs[docid[:-2]] = max(float(score), docs.get(docid[:-2], -1.0))
+        cosine[question.qid] = sorted(((s, d) for d, s in docs.items()), reverse=True)
+    for constructor in ("aligner", "llm"):
+        values = {"constructor": constructor, "rounds": 1, "bonus": 0.0, "top": 99, "found": 6}
+        for a in world.serve(kirag, k=9, **values).answered:
+            best = [(h.score, h.docid) for h in a.outcome.hits[: len(cosine[a.qid])]]
+            assert best == cosine[a.qid] and len(best) > 2
 
 
 def sentences_asked(loop: Loop, qid: str) -> int:
