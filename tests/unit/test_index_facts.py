@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from facts_worlds import WordVectors, facts_of
 from index_worlds import MOUNTAINS, built, encoder_dir, encoder_with, passages_of
 from pydantic import ValidationError
 
@@ -97,6 +98,22 @@ def test_a_score_does_not_depend_on_the_rows_beside(opened) -> None:
     together = opened.score(query, np.arange(6))
     assert together.tolist() == [opened.score(query, np.array([row]))[0] for row in range(6)]
     assert opened.score(query, opened.of([])).tolist() == []
+
+
+@pytest.mark.parametrize("n", [1, 7, 60, 500])
+def test_the_best_of_all_facts_are_those_of_scoring_each(n) -> None:
+    """Also where n cuts through equal scores: ties go by row."""
+    words = ["opera", "river", "city", "Verdi", "Italy", "born", "volcano", "Etna"]
+    texts = [f"<{a}; {b}; {c}>" for a in words for b in words[:4] for c in words[4:]] * 2
+    some = facts_of({f"d{i:03}": [text] for i, text in enumerate(texts)})
+    (query,) = WordVectors().encode(["Verdi and the volcano"], "query")
+    every = np.arange(len(texts))
+    scores = some.score(query, every)
+    expected = np.lexsort((every, -scores))[:n]
+    for rows in (None, every, every[::-1]):
+        best, values = some.best(query, n, rows)
+        assert best.tolist() == expected.tolist()
+        assert values.tolist() == scores[expected].tolist()
 
 
 def test_half_the_bytes_cost_less_than_five_ten_thousandths(opened, world) -> None:

@@ -26,8 +26,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from stages.chains import best_match, chain_query
@@ -128,10 +126,10 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     try:
         for i in range(params.rounds):
             query = f"{question.text} {chain[-1]}" if chain else question.text
-            ranking, scores = yield from rank_facts(
+            rows, scores = yield from propose_facts(
                 query, chain_query(question.text, chain), retrieved, params, facts
             )
-            pool.merge(ranking[: params.top], scores[: params.top])
+            pool.merge(rows, scores)
             shown = pool.ranked()[: params.candidates]
             trace.append({
                 "query": query, "item": "", "is_triple": False, "matched": None,
@@ -142,10 +140,8 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
                 stop_reason = "no_query"  # ours: without facts there is nothing to go on with
                 break
             if i + 1 < params.rounds:
-                yield Hint(f"{question.text} {facts.texts[ranking[0]]}")
-            item = yield from construct(
-                question.text, chain, shown, ranking[: params.top], params, library
-            )
+                yield Hint(f"{question.text} {facts.texts[rows[0]]}")
+            item = yield from construct(question.text, chain, shown, rows, params, library)
             if not item.text:
                 stop_reason = "empty_gen"
                 break
@@ -167,32 +163,27 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     return Outcome(answer, dumps(memory), [p.docid for p in read], hits, stop_reason)
 
 
-def rank_facts(
+def propose_facts(
     query: str, aligned: str, retrieved: Retrieved, params: Params, facts: Any
 ) -> Part[tuple[list[int], list[float]]]:
-    """Search, and rank the facts of everything found so far: (rows, scores), best first."""
+    """Search; of the facts of everything found so far the N best: (rows, scores), best first."""
     effects: list[Effect] = []
     if params.retriever:
         effects += [Search(query, params.found), Search(query, params.k, unit="document")]
     if params.aligner:
         effects.append(Encode([aligned]))
     results = yield effects
+    rows = None  # of the whole corpus
     if params.retriever:
         retrieved.merge(*results[:2])
         rows = facts.of(list(retrieved.passages))
-    else:
-        rows = np.arange(len(facts.texts))
     if params.aligner:
-        scores = facts.score(results[-1][0], rows)
-    else:
-        places = {docid: n for n, docid in enumerate(_best_first(retrieved.passages), 1)}
-        scores = np.array([1 / places[docid] for docid in facts.docids(rows)], np.float32)
-    order = _order(rows, scores)
-    return rows[order].tolist(), scores[order].tolist()
-
-
-def _order(rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    return np.lexsort((rows, -scores))
+        rows, scores = facts.best(results[-1][0], params.top, rows)
+        return rows.tolist(), scores.tolist()
+    ranked = _best_first(retrieved.passages)
+    rows = facts.of(ranked)[: params.top].tolist()
+    places = {docid: n for n, docid in enumerate(ranked, 1)}
+    return rows, [1 / places[docid] for docid in facts.docids(rows)]
 
 
 def _best_first(scores: Mapping[str, float]) -> list[str]:
