@@ -10,13 +10,19 @@ Every recipe is one file with ``train(params, inputs, out)``: it fills ``out`` a
 measurements. A recipe ends by sealing its directory with ``stages.models.write_training``.
 
 Reading order: pretrained.py (a model as it comes), dense.py (contrastive encoder),
-preference.py (the generator, on preference pairs), __main__.py (the shell).
+preference.py (the generator, on preference pairs), judge.py (whether evidence is complete;
+judge_pools.py and calibration.py measure it), __main__.py (the shell).
 """
 
 from pathlib import Path
 from typing import NamedTuple
 
-RECIPES = {"pretrained": "pretrained", "preference": "preference", "dense": "dense"}
+RECIPES = {
+    "pretrained": "pretrained",
+    "preference": "preference",
+    "dense": "dense",
+    "judge": "judge",
+}
 
 
 class Inputs(NamedTuple):
