@@ -10,7 +10,8 @@ Every recipe is one file with ``build(params, inputs, tools, store) -> Built``. 
 through the loop engine and the record store: a killed run goes on where it was.
 
 Reading order: answers.py (answers sampled with and without passages, scored by correctness),
-chains.py (the next fact of a chain, among others; linking.py makes a chain by rule), __main__.py
+chains.py (the next fact of a chain, among others; linking.py makes a chain by rule), sufficiency.py
+(pools of evidence that answer their question or do not; evidence_pools.py makes them), __main__.py
 (the shell).
 """
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-RECIPES = {"answers": "answers", "chains": "chains"}
+RECIPES = {"answers": "answers", "chains": "chains", "sufficiency": "sufficiency"}
 
 
 class Inputs(NamedTuple):
