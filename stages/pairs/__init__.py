@@ -11,8 +11,9 @@ through the loop engine and the record store: a killed run goes on where it was.
 
 Reading order: answers.py (answers sampled with and without passages, scored by correctness),
 chains.py (the next fact of a chain, among others; linking.py makes a chain by rule), sufficiency.py
-(pools of evidence that answer their question or do not; evidence_pools.py makes them), __main__.py
-(the shell).
+(pools of evidence that answer their question or do not; evidence_pools.py makes them), thoughts.py
+(thoughts that find and answers that read them; thought_groups.py has the rules), __main__.py (the
+shell).
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-RECIPES = {"answers": "answers", "chains": "chains", "sufficiency": "sufficiency"}
+RECIPES = {
+    "answers": "answers",
+    "chains": "chains",
+    "sufficiency": "sufficiency",
+    "thoughts": "thoughts",
+}
 
 
 class Inputs(NamedTuple):
