@@ -10,7 +10,7 @@ training (``finetune/judge``) and all limits are ours.
     judge         the pool is judged sufficient: score >= tau
     converged     for ``patience`` rounds in a row no item was new: the pool's fixpoint
     no_query      every query that names a gap was asked already
-    budget_*      ``rounds`` searches, or ``most_passages`` passages read
+    fixed         after ``rounds`` rounds; budget_docs: after ``most_passages`` passages
 
 It ends: a passage is distilled once, so a round that adds to the pool reads one more passage of a
 finite corpus, and of other rounds there are at most ``patience`` in a row.
@@ -124,7 +124,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     """The answer from the pool that the rounds filled."""
     state = State(question, params)
     runs: list[Sequence[Hit]] = []
-    queries, stalled, stop_reason = [question.text], 0, "budget_rounds"
+    queries, stalled, stop_reason = [question.text], 0, "fixed"
     try:
         yield Hint(question.text)
         reading = yield from read_triples(question, params)
