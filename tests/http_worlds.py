@@ -20,6 +20,7 @@ from stages.serve.http.app import make_app
 from stages.serve.http.catalogue import Catalogue
 from stages.serve.http.command import listen
 from stages.serve.http.limits import Limits
+from stages.serve.http.wire import Http
 from stages.tables import table, write_table
 
 TEXTS = ["Lyon is in France.", "Turin is in Italy.", "Porto is in Portugal.", "Graz is in Austria."]
@@ -106,13 +107,15 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def running(catalogue: Catalogue, limits: Limits = DEFAULT, key: str | None = None) -> Iterator:
+def running(
+    catalogue: Catalogue, limits: Limits = DEFAULT, key: str | None = None, drain: float = 30
+) -> Iterator:
     """The service, ready, for the length of the block; it must drain and end."""
     sock = listen("127.0.0.1", 0)
+    app = make_app(catalogue, limits, key, lambda: len(server.server_state.connections))
     config = uvicorn.Config(
-        make_app(catalogue, limits, key), log_config=None, lifespan="on",
-        timeout_graceful_shutdown=30,
-    )  # fmt: skip
+        app, http=Http, log_config=None, lifespan="on", timeout_graceful_shutdown=drain
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()

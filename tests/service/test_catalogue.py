@@ -153,9 +153,13 @@ def test_looks_go_on_after_one_that_failed_and_the_catalogue_is_closed_at_the_en
 
 
 def test_an_index_is_searched_by_the_first_of_its_entries_that_is_open(project):
-    held = Catalogue(read_entries(["find", "read"]))
-    assert held.indexes["words"].name == "find", "neither is open"
-    del held.why["read"]
-    assert held.indexes["words"].name == "read"
-    del held.why["find"]
-    assert held.indexes["words"].name == "find"
+    held = Catalogue(read_entries(["find", "read", "gone"]))
+    for name in ("words", None):
+        held.why = dict.fromkeys(held.entries, "it is being opened")
+        assert held.searching(name).name == "find", "none is open"
+        del held.why["read"]
+        assert held.searching(name).name == "read"
+        del held.why["find"]
+        assert held.searching(name).name == "find"
+    assert held.indexes == ["words", "not-built"] and held.searching("lm") is None
+    assert held.searching("none") is None

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from stages.serve.http.bodies import bodies
 from stages.serve.http.catalogue import Catalogue
+from stages.serve.http.direct import Direct
 from stages.serve.http.events import Answer
 from stages.serve.http.guard import Gate, Guard
 from stages.serve.http.limits import Limits
@@ -30,8 +31,16 @@ PAGE = Path(__file__).parent / "page"
 FILES = {"app.js": "text/javascript", "style.css": "text/css"}
 
 
-def make_app(catalogue: Catalogue, limits: Limits, key: str | None = None) -> FastAPI:
-    """The service over a catalogue that it opens when it starts and closes when it ends."""
+def make_app(
+    catalogue: Catalogue,
+    limits: Limits,
+    key: str | None = None,
+    connections: Callable[[], int] = lambda: 0,
+) -> FastAPI:
+    """The service over a catalogue that it opens when it starts and closes when it ends.
+
+    ``connections`` says how many are open; beyond ``limits.connections`` a request is refused.
+    """
     metrics = Metrics(catalogue)
     service = Service(catalogue, limits, metrics)
     body = bodies(limits)
@@ -54,7 +63,10 @@ def make_app(catalogue: Catalogue, limits: Limits, key: str | None = None) -> Fa
         title="Quarry", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Search and answers over the catalogue of params.yaml.",
     )  # fmt: skip
-    app.add_middleware(Guard, limits=limits, key=key, metrics=metrics)
+    app.add_middleware(
+        Guard, limits=limits, key=key, metrics=metrics, connections=connections,
+        direct={"/search": Direct(body.search, service.search, gates["searches"])},
+    )  # fmt: skip
     _add_problems(app)
     problems: dict[int | str, dict[str, Any]] = {
         status: {"description": text, "content": {MEDIA_TYPE: {}}}
@@ -69,7 +81,7 @@ def make_app(catalogue: Catalogue, limits: Limits, key: str | None = None) -> Fa
     async def search(asked: body.search) -> Response:
         """The k best passages of an index, each with its text and where it comes from."""
         with gates["searches"].enter():
-            return Response(dumps(await service.search(asked)), media_type="application/json")
+            return Response(await service.search(asked), media_type="application/json")
 
     @app.post("/answer", responses={200: {"content": {"text/event-stream": {}}}, **problems})
     async def answer(asked: body.answer) -> Any:

@@ -131,13 +131,24 @@ class Catalogue:
         self._turn = threading.Lock()  # held by who opens; close waits for it
 
     @property
-    def indexes(self) -> dict[str, Entry]:
-        """By name of the index, the first entry that searches it; an open one, if there is one."""
-        named: dict[str, Entry] = {}
-        for entry in sorted(self.entries.values(), key=lambda e: e.name in self.why):
-            if entry.values.index != NONE:
-                named.setdefault(entry.values.index, entry)
-        return named
+    def indexes(self) -> list[str]:
+        """Their names, each once, in the order of the entries."""
+        named = dict.fromkeys(entry.values.index for entry in self.entries.values())
+        return [name for name in named if name != NONE]
+
+    def searching(self, index: str | None) -> Entry | None:
+        """The first open entry that searches this index, else the first that does, if any does.
+
+        Of the first index of the catalogue, if none is named: an open one before the others.
+        """
+        first = None
+        for entry in self.entries.values():
+            named = entry.values.index
+            if named != NONE and index in (named, None):
+                if entry.name not in self.why:
+                    return entry
+                first = first or entry
+        return first
 
     @property
     def desks(self) -> dict[str, Desk]:

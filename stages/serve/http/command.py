@@ -161,21 +161,26 @@ def serve(args: argparse.Namespace) -> None:
 
     from stages.serve.http.app import make_app
     from stages.serve.http.lookahead import Memory
+    from stages.serve.http.wire import Http
 
     limits = Limits(
         answers=args.answers, searches=args.searches, answer_seconds=args.answer_seconds,
         search_seconds=args.search_seconds,
+        connections=args.answers + args.searches + CONNECTIONS,
     )  # fmt: skip
     sock = listen(args.host, args.port)
     throttle = (args.disk_mib * MIB, 0.0) if args.disk_mib else None
     memory = Memory(int(args.hot_mib * MIB), int(args.budget_mib * MIB), throttle)
-    app = make_app(Catalogue(entries, memory), limits, key)
+    app = make_app(
+        Catalogue(entries, memory), limits, key, lambda: len(server.server_state.connections)
+    )
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, lifespan="on",
-        timeout_graceful_shutdown=int(limits.answer_seconds + DRAIN), timeout_keep_alive=65,
-        limit_concurrency=limits.answers + limits.searches + CONNECTIONS,
+        app, http=Http, ws="none", log_config=None, access_log=False, server_header=False,
+        lifespan="on", timeout_graceful_shutdown=int(limits.answer_seconds + DRAIN),
+        timeout_keep_alive=65, proxy_headers=False,
     )  # fmt: skip
+    server = uvicorn.Server(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     host = f"[{args.host}]" if ":" in args.host else args.host
     print(f"quarry: http://{host}:{sock.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
-    uvicorn.Server(config).run(sockets=[sock])
+    server.run(sockets=[sock])

@@ -79,9 +79,7 @@ class Driver:
             if isinstance(step.effect, LLM | Choice):
                 value = await self._call(step)
             else:
-                value = await asyncio.wrap_future(
-                    self._opened.searcher.submit(step.effect, self._tools)
-                )
+                value = await self._opened.searcher.ask(step.effect, self._tools)
                 self._show_evidence(step, value)
         except Exception as error:
             value = _Failed(error)

@@ -17,4 +17,5 @@ class Limits(NamedTuple):
     answers: int = 32  # in flight; 429 beyond
     search_seconds: float = 10.0  # 504 beyond
     answer_seconds: float = 120.0  # 504 beyond, or an error event once the answer has begun
-    retry_seconds: int = 1  # what a 429 says in Retry-After
+    connections: int = 608  # open at once, idle ones with them; 503 beyond
+    retry_seconds: int = 1  # what a 429, and this 503, says in Retry-After

@@ -138,6 +138,8 @@ class Copies:
 class Together:
     """``stages.serve.http.searching.Sharing`` of an index that fetches ahead."""
 
+    in_memory = False
+
     def cut(self, waiting: Sequence[Asked]) -> list[list[Asked]]:
         """Micro-batches: searches of one engine and one form, the similar ones together.
 

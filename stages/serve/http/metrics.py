@@ -31,6 +31,7 @@ class Metrics:
             "quarry_request_seconds", "From the request to the end of its answer", ["route"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
+        self._counted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.first_token = Histogram(
             "quarry_first_token_seconds", "From the request to its first token",
             buckets=SECONDS, registry=registry,
@@ -61,6 +62,15 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._entries = Gauge("quarry_entries", "Entries that are open", registry=registry)
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """A request that was answered."""
+        counted = self._counted.get((route, status))
+        if counted is None:
+            both = self.requests.labels(route, status), self.seconds.labels(route)
+            counted = self._counted[route, status] = both
+        counted[0].inc()
+        counted[1].observe(seconds)
 
     def render(self) -> Response:
         """The text that Prometheus reads."""

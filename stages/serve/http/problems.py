@@ -13,11 +13,12 @@ class Problem(Exception):
     """What a client did, or met, wrong. ``code`` is stable; ``detail`` is for people."""
 
     def __init__(
-        self, status: int, code: str, detail: str, *, retry_after: int | None = None, **more: Any
-    ) -> None:
+        self, status: int, code: str, detail: str, *, retry_after: int | None = None,
+        close: bool = False, **more: Any,
+    ) -> None:  # fmt: skip
         super().__init__(detail)
         self.status, self.code, self.detail = status, code, detail
-        self.retry_after, self.more = retry_after, more
+        self.retry_after, self.close, self.more = retry_after, close, more
 
     def body(self) -> dict[str, Any]:
         """The members of the problem's JSON object."""
@@ -32,6 +33,8 @@ class Problem(Exception):
     def response(self) -> Response:
         """The whole answer to the request."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.close:  # the connection, for another to have its place
+            headers["Connection"] = "close"
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
         return Response(dumps(self.body()), self.status, headers, MEDIA_TYPE)

