@@ -17,6 +17,7 @@ from stages.serve.strategies import (
     iterative,
     kirag,
     rar2,
+    rfm_rag,
     self_rag,
     subquestions,
 )
@@ -32,12 +33,17 @@ LOOPS = (
     iterative,
     kirag,
     rar2,
+    rfm_rag,
     self_rag,
     subquestions,
 )
 SLOTS = dict(corpus="c", index="i", encoder="none", triples="none", split="all", model="m")
 SLOTS |= dict(facts="f", scorer="s")
-NEEDED = {"hyde": {"combine": "text"}, "rar2": {"thought_tokens": 64}}  # for words and small models
+NEEDED = {  # values for an index of words, small models, no triples
+    "hyde": {"combine": "text"},
+    "rar2": {"thought_tokens": 64},
+    "rfm_rag": {"mode": "llm", "distil": "raw", "judge": "llm"},
+}
 
 TEXTS = {
     "aida": ("Aida", "Aida is an opera by Verdi."),

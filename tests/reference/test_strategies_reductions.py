@@ -27,6 +27,7 @@ from stages.serve.strategies import (
     kirag,
     rag,
     rar2,
+    rfm_rag,
     self_rag,
 )
 from stages.tools import Tools
@@ -82,6 +83,7 @@ def world(tmp_path_factory) -> World:
         (iter_retgen, {"rounds": 1}),
         (iterative, {"rounds": 0}),
         (ircot, {"sentences": 0, "one_per_title": False}),
+        (rfm_rag, {"rounds": 1, "mode": "symbolic", "judge": "coverage"}),
         (hyde, {"hypotheses": 0, "combine": "text"}),
         (self_rag, {"delta": 0.0}),
         (rar2, {"n": 0}),
