@@ -181,8 +181,9 @@ class LocalGenerator:
     def reads_prefixes(self) -> PrefixReader:
         """What reads many continuations of a prompt as a tree (``stages.prefixes``)."""
         return PrefixReader(
-            self._model, self._prompts, self._window, tokenizer_print(self._tokenizer)
-        )
+            self._model, self._prompts, self._tokenizer.decode, self._window,
+            tokenizer_print(self._tokenizer),
+        )  # fmt: skip
 
     def forget(self) -> None:
         """Drop the prompts that were kept for others to begin like them."""

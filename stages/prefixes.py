@@ -61,10 +61,11 @@ class PrefixReader:
     """Reads trees with a local generator's model. For one thread at a time."""
 
     def __init__(
-        self, model: PackedModel, encode: Callable[[Sequence[str]], list[list[int]]], window: int,
-        tokenizer: str,
+        self, model: PackedModel, encode: Callable[[Sequence[str]], list[list[int]]],
+        decode: Callable[[Sequence[int]], str], window: int, tokenizer: str,
     ) -> None:  # fmt: skip
         self._model, self._encode, self._window = model, encode, window
+        self.decode = decode  # tokens to their text
         self.tokenizer = tokenizer  # its fingerprint
         self._before: Fill | None = None  # the last prompt read: others may begin like it
 

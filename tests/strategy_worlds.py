@@ -11,6 +11,7 @@ from stages.serve.asked import Library
 from stages.serve.strategies import (
     adaptive_note,
     flare,
+    freeson,
     hyde,
     ircot,
     iter_retgen,
@@ -27,6 +28,7 @@ from stages.types import Generation, Hit, Passage, Query, Span
 LOOPS = (
     adaptive_note,
     flare,
+    freeson,
     hyde,
     ircot,
     iter_retgen,

@@ -8,7 +8,8 @@ kernel) batches the questions, caches, keeps budgets, and resumes a killed run.
 
 Reading order: asked.py (what every entry says, which questions it takes, what a strategy may
 look up), strategies/search.py (retrieve only), reading.py (what strategies with a reader share),
-strategies/rag.py (retrieve and answer), the loops beside it, written.py (tables and counts from
+strategies/rag.py (retrieve and answer), the loops beside it, traverse/ (a retriever that is the
+generator itself, for strategies/freeson.py), written.py (tables and counts from
 what the engine gives), __main__.py (the shell). ``python -m stages.serve http`` serves the entries
 over HTTP (http/).
 """
@@ -27,4 +28,5 @@ STRATEGIES = {
     "adaptive_note": "strategies.adaptive_note",
     "rar2": "strategies.rar2",
     "rfm_rag": "strategies.rfm_rag",
+    "freeson": "strategies.freeson",
 }
