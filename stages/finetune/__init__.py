@@ -9,9 +9,10 @@ environment variable. Nothing is pickled; equal inputs make equal bytes.
 Every recipe is one file with ``train(params, inputs, out)``: it fills ``out`` and returns
 measurements. A recipe ends by sealing its directory with ``stages.models.write_training``.
 
-Reading order: pretrained.py (a model as it comes), dense.py (contrastive encoder),
-preference.py (the generator, on preference pairs), judge.py (whether evidence is complete;
-judge_pools.py and calibration.py measure it), __main__.py (the shell).
+Reading order: pretrained.py (a model as it comes), dense.py (contrastive encoder), aligner.py (an
+encoder for the next fact of a chain), preference.py (the generator, on preference pairs), judge.py
+(whether evidence is complete; judge_pools.py and calibration.py measure it), __main__.py (the
+shell).
 """
 
 from pathlib import Path
@@ -21,6 +22,7 @@ RECIPES = {
     "pretrained": "pretrained",
     "preference": "preference",
     "dense": "dense",
+    "aligner": "aligner",
     "judge": "judge",
 }
 

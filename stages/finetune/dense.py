@@ -257,13 +257,18 @@ def fit(base: Path, out: Path, columns: Mapping[str, Sequence[str]], sizes: Sequ
         trainer.add_callback(_Progress())
         if first < len(sizes):
             trainer.train()
-        model[0].auto_model.save_pretrained(out)
+        save_encoder(model, base, out)
+    return first
+
+
+def save_encoder(model: SentenceTransformer, base: Path, out: Path) -> None:
+    """Write the trained weights, with the other files of the directory they were trained from."""
+    model[0].auto_model.save_pretrained(out)
     for path in sorted(base.rglob("*")):
         target = out / path.relative_to(base)
         if path.is_file() and path.suffix != ".safetensors" and path.name != TRAINING:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
-    return first
 
 
 def dev_ndcg(
