@@ -53,11 +53,13 @@ class Asked(NamedTuple):
     documents: set[str]  # that the judgements name
 
 
-def read_run(inputs: Inputs, *, dev_share: float, most: int | None = None) -> list[Asked]:
+def read_run(
+    inputs: Inputs, *, dev_share: float, most: Mapping[str, int | None] | None = None
+) -> list[Asked]:
     """The questions of splits train and dev whose support is known, by qid.
 
-    Of split train ``most``, those of smallest id hash.
-    A run without dev questions gives a share of its train questions to dev, by hash.
+    Of a split ``most``, those of smallest id hash; none: all. A run without dev questions gives a
+    share of its train questions to dev, by hash.
 
     Raises:
         QuarryError: the run is of another strategy.
@@ -94,9 +96,11 @@ def read_run(inputs: Inputs, *, dev_share: float, most: int | None = None) -> li
             set(documents[q["qid"]]),
         ))  # fmt: skip
     questions = [q for q in questions if q.support]
-    train = sorted((uniform(q.qid), q.qid) for q in questions if q.split == "train")[:most]
-    taken = {qid for _, qid in train}
-    return [q for q in questions if q.split == "dev" or q.qid in taken]
+    taken: set[str] = set()
+    for split in SPLITS:
+        of_split = sorted((uniform(q.qid), q.qid) for q in questions if q.split == split)
+        taken |= {qid for _, qid in of_split[: (most or {}).get(split)]}
+    return [q for q in questions if q.qid in taken]
 
 
 def read_trace(memory: str, run: Path) -> dict[str, Any]:

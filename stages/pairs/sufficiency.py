@@ -67,6 +67,7 @@ class Params(Entry):
     run: str  # corpus/entry of a run of rfm_rag, judge: always_continue
     dev_share: float = Field(default=0.15, gt=0, lt=1)  # of train questions, if the run has no dev
     questions: PositiveInt | None = None  # of split train, those of smallest id hash; none: all
+    dev_questions: PositiveInt | None = None  # of split dev, likewise
     per_label: PositiveInt = 3  # pools of one label and question, at the most
     most_distractors: PositiveInt = 5  # beside full support
     correct_f1: float = Field(default=0.8, gt=0, le=1)  # token F1 that counts as correct
@@ -85,7 +86,8 @@ def build(params: Params, inputs: Inputs, tools: Tools, store: RecordStore) -> B
     """
     if inputs.run is None or inputs.triples is None:
         raise QuarryError("pairs: a sufficiency entry needs a 'run' of rfm_rag and its 'triples'.")
-    questions = read_run(inputs, dev_share=params.dev_share, most=params.questions)
+    most = {"train": params.questions, "dev": params.dev_questions}
+    questions = read_run(inputs, dev_share=params.dev_share, most=most)
     if not any(q.split == "train" for q in questions):
         raise QuarryError(
             f"pairs: run '{params.run}' has no train question with supporting documents. Serve "

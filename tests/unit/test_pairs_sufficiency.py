@@ -288,7 +288,7 @@ def test_a_run_of_train_questions_gives_a_share_to_dev_by_hash(tmp_path) -> None
     assert 0 < sum(s == "dev" for s in splits.values()) < N
     more = {q.qid: q.split for q in read_run(given, dev_share=0.6)}
     assert all(more[qid] == "dev" for qid, s in splits.items() if s == "dev")
-    few = read_run(given, dev_share=0.3, most=2)
+    few = read_run(given, dev_share=0.3, most={"train": 2})
     assert sum(q.split == "train" for q in few) == 2
     assert sum(q.split == "dev" for q in few) == sum(s == "dev" for s in splits.values())
 
