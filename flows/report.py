@@ -47,7 +47,7 @@ class Evaluation(NamedTuple):
     recall: Sequence[Mapping[str, Any]]
     cost: Sequence[Mapping[str, Any]]
     ms: Mapping[str, float]  # system -> milliseconds per query, where measured
-    rounds: Sequence[Mapping[str, Any]] = ()
+    rounds: Sequence[Mapping[str, Any]] = []
     stops: Mapping[str, Mapping[str, int]] = {}  # system -> how its questions ended
 
 
