@@ -103,6 +103,21 @@ def _share(text: str, bag: set[str]) -> float:
     return sum(w in bag for w in own) / len(own) if own else 0.0
 
 
+def new_names(pool: Sequence[Evidence], known: str) -> list[str]:
+    """Names in the pool's facts that ``known`` does not have: latest and most relevant first.
+
+    At most five words, and more than a number: what else stands in a slot is no name.
+    """
+    there = f" {fold(known)} "
+    order = sorted(pool, key=lambda e: (-e.round, -e.score, e.eid))
+    names = [name for e in order for f in e.facts for name in (f.subj, f.obj)]
+    kept = {
+        fold(n): n for n in reversed(names)
+        if f" {fold(n)} " not in there and len(n.split()) <= 5 and any(c.isalpha() for c in n)
+    }  # fmt: skip
+    return list(kept.values())[::-1]
+
+
 # -- the pool ---------------------------------------------------------------------------------
 
 
@@ -199,15 +214,18 @@ def reading_order(pool: Sequence[Evidence], bound: Mapping[int, int]) -> list[in
 # -- what the judge is shown ------------------------------------------------------------------
 
 
-def judge_text(pool: Sequence[Evidence], found: Match, n_rounds: int) -> str:
+def judge_text(
+    pool: Sequence[Evidence], found: Match, n_rounds: int, *, unread: bool = False
+) -> str:
     """A pool as the judge reads it: its numbers on the first line, then an item a line.
 
     The numbers stand in the text so that an effect's key holds them. Items that answer a triple
-    are marked: a judge that has to cut leaves them.
+    are marked: a judge that has to cut leaves them. A question that could not be read as triples
+    has no coverage: its pool is judged by its text.
     """
     bound = bound_items(pool, found)
     head = f"kappa={found.kappa:.3f} items={len(pool)} round={n_rounds}"
     lines = [
         (BOUND if i in bound else OTHER) + " ".join(e.text.split()) for i, e in enumerate(pool)
     ]
-    return "\n".join([head, *lines])
+    return "\n".join(lines if unread else [head, *lines])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from stages.digest import digest, uniform
 from stages.errors import QuarryError
 from stages.evidence import Evidence, distil, judge_text, pool_facts, wanted_words
-from stages.gaps import Alike, Fact, Match, match
+from stages.gaps import Alike, Fact, Match, Rule, match
 from stages.pairs import Inputs
 from stages.runs import parent
 from stages.tables import read_table
@@ -28,11 +28,12 @@ class Pool(NamedTuple):
     items: list[Evidence]
     found: Match
     round: int
+    unread: bool  # the question has no triples: no numbers
 
     @property
     def text(self) -> str:
         """What the judge reads."""
-        return judge_text(self.items, self.found, self.round)
+        return judge_text(self.items, self.found, self.round, unread=self.unread)
 
 
 class Asked(NamedTuple):
@@ -45,7 +46,8 @@ class Asked(NamedTuple):
     answers: list[str]
     options: list[str]
     triples: list[Fact]
-    rule: str
+    rule: Rule
+    unread: bool  # as triples
     alike: Alike
     items: list[tuple[Evidence, int | None]]  # the run's, with the round from which one is gone
     n_rounds: int
@@ -91,7 +93,7 @@ def read_run(
         support = sources.support(about.get("chain", []), documents[q["qid"]], triples)
         questions.append(Asked(
             q["qid"], q["text"], split, str(about.get("type", "")), q["answers"],
-            list(q["options"] or ()), triples, trace["rule"],
+            list(q["options"] or ()), triples, trace["rule"], trace["unread"],
             Alike(contained=trace["contained"]), items, len(trace["rounds"]), support,
             set(documents[q["qid"]]),
         ))  # fmt: skip
@@ -111,7 +113,7 @@ def read_trace(memory: str, run: Path) -> dict[str, Any]:
     """
     try:
         trace = json.loads(memory)
-        _ = trace["asked"], trace["pool"], trace["rounds"], trace["rule"], trace["contained"]
+        _ = trace["asked"], trace["pool"], trace["rounds"], trace["rule"], trace["unread"]
     except (ValueError, KeyError, TypeError):
         raise QuarryError(
             f"pairs: {run} is not a run of strategy rfm_rag (its memory is no trace). Name one."
@@ -171,7 +173,8 @@ def make_pools(
         if n_round is None:  # made by hand: neither order nor round may say how
             kept.sort(key=lambda e: digest(str(seed), q.qid, source, e.text))
             n_round = 1 + draw(f"round {source}", most_rounds)
-        return Pool(source, kept, match(q.triples, pool_facts(kept)[0], q.alike), n_round)
+        found = match(q.triples, pool_facts(kept)[0], q.alike)
+        return Pool(source, kept, found, n_round, q.unread)
 
     most_rounds = max(q.n_rounds, len(q.triples), 1)
     made = [

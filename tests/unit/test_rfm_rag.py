@@ -6,6 +6,7 @@ import re
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -82,10 +83,9 @@ class Judge:
         self.of, self.pairs = score, []
 
     def score(self, pairs):
-        import numpy as np
-
         self.pairs += pairs
-        kappas = [float(re.match(r"kappa=(\S+) items=\d+ round=\d+", b)[1]) for _, b in pairs]
+        firsts = [re.match(r"kappa=(\S+) items=\d+ round=\d+", b) for _, b in pairs]
+        kappas = [float(first[1]) if first else 0.0 for first in firsts]
         return np.array([self.of(kappa) for kappa in kappas], dtype=np.float32)
 
 
@@ -235,8 +235,6 @@ def test_the_model_judges_by_a_choice() -> None:
 
 
 def test_a_trained_threshold_lies_at_one_half() -> None:
-    import numpy as np
-
     class Fixed:
         fingerprint = "f"
 
@@ -334,15 +332,28 @@ def test_what_cannot_be_parsed_is_asked_again_and_then_selected() -> None:
         ("", None),
     ],
 )
-def test_a_question_without_a_sound_triple_is_one_gap(reply, triples) -> None:
-    whole = [("Who?", "answer", "?a")]
-    assert prompts.read_question_triples(reply, "Who?") == (triples or whole)
+def test_what_is_no_sound_triple_of_a_question_is_left_out(reply, triples) -> None:
+    assert prompts.read_question_triples(reply) == (triples or [])
 
 
 @pytest.mark.parametrize("reply", ["", "  ", "?x wife", "<A; r; B>", "none"])
 def test_a_query_with_a_variable_or_a_bracket_is_none(reply) -> None:
     assert prompts.read_query(reply) == ""
     assert prompts.read_query(" A wife\nand more") == "A wife"
+
+
+def test_a_question_that_cannot_be_read_goes_on_with_names_that_the_evidence_brings() -> None:
+    """One gap of the whole question; no coverage, so the judge reads the text alone."""
+    q, judge = "How is the film Eden and After?", Judge()
+    judge.score = lambda pairs: judge.pairs.extend(pairs) or np.zeros(len(pairs), dtype=np.float32)
+    finds = {q: "eden", f"{q} Alain Robbe-Grillet": "alain"}
+    tools = Tools(FakeLLM(), Script(finds), reranker=judge)
+    _, trace = one(tools=tools, questions=[Question("q", q)])
+    assert trace["unread"] and trace["asked"] == [[q, "answer", "?a"]]
+    asked = [r["queries"] for r in trace["rounds"]]
+    assert asked == [[q], [f"{q} Alain Robbe-Grillet"], [f"{q} Catherine Robbe-Grillet"]]
+    assert [e["docid"] for e in trace["pool"]] == ["eden#0", "eden#0", "alain#0"]
+    assert judge.pairs[0][1].startswith("- The director of Eden and After is Alain")
 
 
 # -- reading a question -----------------------------------------------------------------------

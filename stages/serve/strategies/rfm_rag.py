@@ -40,7 +40,7 @@ from stages.effects import (
     Steps,
 )
 from stages.evidence import bound_items, judge_text, pool_facts, reading_order
-from stages.gaps import alternatives, copy_answer, fold, gap_queries, gap_query
+from stages.gaps import Fact, alternatives, copy_answer, fold, gap_queries, gap_query
 from stages.prompts import NO_YES, STOP
 from stages.serve.asked import Library
 from stages.serve.reading import Part, Reads, rank_together, read_last, searches
@@ -127,8 +127,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
     queries, stalled, stop_reason = [question.text], 0, "fixed"
     try:
         yield Hint(question.text)
-        reading = yield from read_triples(question, params)
-        state.asked, state.rule = reading
+        (state.asked, state.rule), state.unread = yield from read_triples(question, params)
         for t in range(params.rounds):
             state.queries |= {fold(q) for q in queries}
             found = yield [search for query in queries for search in searches(query, params)]
@@ -172,14 +171,19 @@ def threshold(params: Params) -> float:
     return AUTO[params.judge] if params.tau == "auto" else params.tau
 
 
-def read_triples(question: Question, params: Params) -> Part[Reading]:
-    """The question's triples in hop order, by rules or by the model; one gap where neither can."""
+def read_triples(question: Question, params: Params) -> Part[tuple[Reading, bool]]:
+    """The question's triples in hop order, by rules or by the model.
+
+    Where neither finds one, the question is its own single gap; then the second value is true.
+    """
     if params.mode == "symbolic":
         reading = read_question(question.text)
-        return reading if reading.triples else Reading(prompts.whole_question(question.text))
-    prompt = prompts.triples_prompt(question.text)
-    reply = yield LLM(Request(prompt, params.line_tokens, STOP))
-    return Reading(prompts.read_question_triples(reply.text, question.text))
+    else:
+        prompt = prompts.triples_prompt(question.text)
+        reply = yield LLM(Request(prompt, params.line_tokens, STOP))
+        reading = Reading(prompts.read_question_triples(reply.text))
+    unread = not reading.triples
+    return (Reading(prompts.whole_question(question.text)) if unread else reading), unread
 
 
 def choose_new(
@@ -197,7 +201,8 @@ def judge(state: State, n_rounds: int) -> Part[float]:
     """How complete the pool is, from 0 to 1."""
     question, how = state.question.text, state.params.judge
     if how == "cross_encoder":
-        scores = yield Score([(question, judge_text(state.pool, state.match, n_rounds))])
+        text = judge_text(state.pool, state.match, n_rounds, unread=state.unread)
+        scores = yield Score([(question, text)])
         return float(scores[0])
     if how == "llm":
         prompt = prompts.sufficient_prompt(question, [e.text for e in state.pool])
@@ -207,11 +212,16 @@ def judge(state: State, n_rounds: int) -> Part[float]:
 
 def template_queries(state: State) -> list[str]:
     """A query per gap that has a known name, and for other values of that name."""
-    if state.params.gap == "rewrite":
+    if state.params.gap == "rewrite" or state.unread:
         return []
     facts, _ = pool_facts(state.pool)
     values = alternatives(state.asked, facts, state.match, state.alike)
     return gap_queries(state.asked, state.match, values)
+
+
+def named_gaps(state: State) -> list[Fact]:
+    """The open triples with a known name; those that a query can ask for."""
+    return [g for g in state.gaps if gap_query(g)]
 
 
 def ask_next(state: State) -> Part[list[str]]:
@@ -222,7 +232,7 @@ def ask_next(state: State) -> Part[list[str]]:
         prompt = prompts.rewrite_prompt(text, [e.text for e in state.pool])
         reply = yield LLM(Request(prompt, params.line_tokens, STOP))
         queries = [prompts.read_query(reply.text)]
-    elif params.mode == "llm" and (todo := [g for g in state.gaps if gap_query(g)]):
+    elif params.mode == "llm" and (todo := named_gaps(state)):
         asked = [prompts.gap_prompt(text, state.resolved, g) for g in todo[: params.queries]]
         replies = yield [LLM(Request(p, params.line_tokens, STOP)) for p in asked]
         said = [prompts.read_query(reply.text) for reply in replies]

@@ -11,6 +11,7 @@ from stages.evidence import (
     distil,
     evict,
     merge,
+    new_names,
     pool_facts,
     relevance,
     wanted_words,
@@ -35,6 +36,7 @@ class State:
         self.alike = Alike(contained=params.contained)
         self.asked: list[Fact] = []
         self.rule: Rule = "value"
+        self.unread = False  # no triples: the question as a whole is the one gap
         self.pool: list[Evidence] = []
         self.gone: list[tuple[Evidence, int]] = []  # with the round from which it was not there
         self.match = Match((), {})
@@ -72,13 +74,22 @@ class State:
         return [facts[p] for p in self.match.used if p is not None]
 
     def next_queries(self, queries: Sequence[str]) -> list[str]:
-        """Those not asked before, m at the most; else the question with the newest bound name."""
-        new = {fold(q): q for q in reversed(queries) if fold(q) not in self.queries}
-        chosen = list(reversed(new.values()))[: self.params.queries]
-        if not chosen and self.params.gap == "triples" and (name := self._newest_name()):
-            query = f"{self.question.text} {name}"
-            chosen = [query] if fold(query) not in self.queries else []
+        """Those not asked before, m at the most; without one the question with a name added.
+
+        The value that was bound last; where the question could not be read, names that the
+        evidence brought. ``gap: rewrite`` has no such names.
+        """
+        chosen = self._new(queries)
+        if not chosen and self.params.gap == "triples":
+            names = [self._newest_name()]
+            if self.unread:
+                names = new_names(self.pool, self.question.text)
+            chosen = self._new([f"{self.question.text} {name}" for name in names if name])
         return chosen
+
+    def _new(self, queries: Sequence[str]) -> list[str]:
+        new = {fold(q): q for q in reversed(queries) if fold(q) not in self.queries}
+        return list(reversed(new.values()))[: self.params.queries]
 
     def _newest_name(self) -> str:
         """The value whose item came last."""
@@ -96,6 +107,7 @@ class State:
         items.sort(key=lambda x: x[0].eid)
         return dumps({
             "asked": self.asked, "rule": self.rule, "contained": self.alike.contained,
+            "unread": self.unread,
             "rounds": self.rounds, "unparsed": self.unparsed,
             "pool": [{**e._asdict(), "evicted": gone} for e, gone in items],
         })  # fmt: skip
@@ -132,7 +144,8 @@ def distil_passages(
             for n, (p, f) in enumerate(zip(shown, known, strict=True))
         ]
     elif params.distil == "offline":
-        how = {"most": params.facts_per_passage, "least": params.relevance}
+        # No sentence has half of the words of a whole question: the best ones are taken.
+        how = {"most": params.facts_per_passage, "least": 0 if state.unread else params.relevance}
         kept = [distil(p, f, wanted, **how) for p, f in zip(passages, known, strict=True)]
     else:
         kept = yield from ask_to_distil(passages, known, wanted, state)

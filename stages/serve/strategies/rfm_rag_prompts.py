@@ -101,15 +101,15 @@ class Distilled(NamedTuple):
     parsed: bool  # it kept a line, or said "none"
 
 
-def read_question_triples(reply: str, question: str) -> list[Fact]:
-    """A question's triples, four at the most; a reply without one leaves one open gap."""
+def read_question_triples(reply: str) -> list[Fact]:
+    """A question's triples, four at the most."""
     facts = [Fact(*t.fields) for t in parse_triples(reply) if t.is_sound]
     slots = [(f, [s for s in (f.subj, f.obj) if is_variable(s)]) for f in facts]
     kept = [
         f for f, variables in slots
         if not is_variable(f.rel) and all(_VARIABLE.fullmatch(v) for v in variables)
     ]  # fmt: skip
-    return list(dict.fromkeys(kept))[:MOST_TRIPLES] or whole_question(question)
+    return list(dict.fromkeys(kept))[:MOST_TRIPLES]
 
 
 def whole_question(question: str) -> list[Fact]:
