@@ -211,10 +211,12 @@ def begin(service, client=None, tokens=512):
     context = (client or service.client).stream("POST", "/answer", json=body)
     response = context.__enter__()
     events = read_events(response.iter_lines())
-    for name, _ in events:
-        if name == "token":
-            break
-    return context, events
+    told = []
+    for event in events:
+        told.append(event)
+        if event[0] == "token":
+            return context, events
+    pytest.fail(f"no token came: {told}")
 
 
 def rows(service):
@@ -232,10 +234,23 @@ def test_a_second_clients_first_token_comes_before_the_firsts_last(service):
     context.__exit__(None, None, None)
 
 
-def test_a_client_that_leaves_in_the_middle_frees_its_row(service):
+def test_a_client_that_leaves_in_the_middle_frees_its_row(service, monkeypatch):
+    desk = service.catalogue.desks["lm"]
+    (lane,), step, left = desk.lanes, desk.generator._model.step, threading.Event()
+
+    def until_it_has_left(*args):
+        if desk.steps > 20:  # its text would have 129 tokens
+            assert left.wait(60)
+        return step(*args)
+
+    monkeypatch.setattr(desk.generator._model, "step", until_it_has_left)
     with httpx.Client(base_url=service.url, timeout=60) as other:
-        begin(service, other)
+        stream = begin(service, other)  # kept: it ends with its last reference
         assert rows(service) == 1
+        (call,) = lane.running.values()
+    del stream
+    wait_until(lambda: call.given_up, "it is noticed")
+    left.set()
     wait_until(lambda: rows(service) == 0, "the row is free")
     wait_until(lambda: service.metric("quarry_active", what="answers") == 0, "the place is free")
     assert service.metric("quarry_tokens_total", direction="out") == 0, (
