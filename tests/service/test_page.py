@@ -79,6 +79,7 @@ def test_by_keyboard_on_a_phone_both_ways_are_asked_and_compared(ahead, page):
         "clusters were there",
     ):
         assert said in text, said
+    assert "“none” ran first" in text and "began with nothing in memory" in text
     assert count(page, "article svg") == 2
     assert count(page, "svg rect.LLM") == 4 and count(page, "svg rect.Search") == 4
     assert count(page, "svg rect.copy") >= 1 and count(page, "svg rect.hint") == 1
@@ -93,6 +94,11 @@ def test_by_keyboard_on_a_phone_both_ways_are_asked_and_compared(ahead, page):
     )
     assert llm[0] <= copy[0] and copy[1] <= llm[1] and copy[2] > llm[2]
     assert page.value("document.querySelector('svg').getAttribute('aria-label')").startswith("Time")
+    page.click("#ask")  # again: the other one begins, and the columns stay as they were
+    page.wait(f"{STATE} === 'done' && {TEXT}.includes('“lookahead” ran first')")
+    heads = "[...document.querySelectorAll('#comparison th[scope=col]')].map(h => h.textContent)"
+    assert page.value(heads) == ["", "none", "lookahead", "none / lookahead"]
+    assert page.value("document.querySelector('#runs h2').textContent") == "Answer, lookahead"
 
 
 def test_by_mouse_a_passage_shows_its_text_and_where_it_comes_from(ahead, page):

@@ -32,6 +32,10 @@ class AnswerBody(BaseModel):
     options: list[str] = Field([], description="If given, one of these is the answer.")
     max_tokens: int | None = Field(None, ge=1, description="Of a generation.")
     lookahead: bool = Field(True, description="Fetch clusters while the model writes.")
+    comparison: str | None = Field(
+        None, description="Answers to one question with the same id here begin cold, draw alike "
+        "and write the same texts: they differ in time alone.", **NAME,
+    )  # fmt: skip
     stream: bool = Field(True, description="Events as they come, or one JSON object at the end.")
 
 

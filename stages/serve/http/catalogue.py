@@ -3,7 +3,8 @@
 Names are entries of ``serve`` in params.yaml and the indexes that these name. Entries that name
 the same corpus, index or model share it. A question keeps what it began with: when an index's
 folder is replaced, the new one is opened beside the old one and takes its place in one
-assignment; the old one is closed when its last question has ended.
+assignment; the old one is closed when its last question has ended. So it is with a generator whose
+folder is replaced, by a promotion or a training: both are in memory until then.
 
 The corpus is read again together with its index and never alone: DVC makes the corpus first, and
 passages must be those that the index was built from.
@@ -117,12 +118,14 @@ class Catalogue:
     def __init__(self, entries: dict[str, Entry], memory: Memory = DEFAULT) -> None:
         self.entries = entries
         self.why: dict[str, str] = dict.fromkeys(entries, "it is being opened")  # not open
-        self.reopened = {"new": 0, "failed": 0}
+        self.reopened = {"new": 0, "failed": 0}  # indexes
+        self.rewritten = {"new": 0, "failed": 0}  # generators
         self.sizes: Any = lambda size: None  # told the size of every search batch
         self._memory = memory  # of indexes that fetch ahead
         self._shelves: dict[Place, Shelf] = {}
         self._searchers: dict[Place, Searcher] = {}
         self._desks: dict[str, Desk] = {}
+        self._left: list[Desk] = []  # replaced, and still in use when last looked at
         self._seen: dict[Any, Identity] = {}  # of places and entries, at the last look
         self._failed: dict[Any, Identity] = {}  # what was tried in vain: not tried again
         self.opening = True
@@ -194,13 +197,17 @@ class Catalogue:
             sharing = Together() if self._shelves[place].ahead else ALIKE
             self._searchers[place] = Searcher(lambda size: self.sizes(size), sharing)
         if model != NONE and model not in self._desks:
-            from stages.lm import open_generator
-
-            folder = task.slot("finetune", model)
-            threads = getattr(entry.values, "threads", 1)
-            self._desks[model] = Desk(open_generator(folder, threads=threads))
+            self._desks[model] = self._desk(task, entry)
         shelf = self._shelves[place]
         self._library(shelf, model)
+
+    def _desk(self, task: Task, entry: Entry) -> Desk:
+        from stages.lm import open_generator
+
+        identity = identify(_writer(entry.values.model))  # before it is read
+        folder = task.slot("finetune", entry.values.model)
+        threads = getattr(entry.values, "threads", 1)
+        return Desk(open_generator(folder, threads=threads), identity)
 
     def _library(self, shelf: Shelf, model: str) -> Library:
         if model not in shelf.libraries:
@@ -239,16 +246,18 @@ class Catalogue:
             if entry.name in self.why:
                 raise Unavailable(f"entry '{entry.name}' is not open: {self.why[entry.name]}")
             shelf = self._shelves[entry.place]
-            shelf.users += 1
-        try:
             model = entry.values.model
-            yield Opened(
-                entry, shelf, self._searchers[entry.place], self._desks.get(model),
-                self._library(shelf, model),
-            )  # fmt: skip
+            desk, library = self._desks.get(model), self._library(shelf, model)
+            shelf.users += 1
+            if desk:
+                desk.users += 1
+        try:
+            yield Opened(entry, shelf, self._searchers[entry.place], desk, library)
         finally:
             with self._lock:
                 shelf.users -= 1
+                if desk:
+                    desk.users -= 1
             self._close_if_unused(shelf)
 
     def look(self) -> None:
@@ -265,6 +274,14 @@ class Catalogue:
                 now = identify(_watched(place))
                 if now and now != shelf.identity and self._is_new(place, _folders(place)):
                     self._replace(place, shelf)
+        for model, desk in list(self._desks.items()):
+            with self._turn:
+                if self._closing:
+                    return
+                now = identify(_writer(model))
+                if now and now != desk.identity and self._is_new(model, [_writer(model)]):
+                    self._replace_desk(model, desk)
+        self._close_left()
         for name in list(self.why):
             with self._turn:
                 if self._closing:
@@ -297,6 +314,32 @@ class Catalogue:
         log.info("%s was replaced: opened anew", _watched(place))
         self._close_if_unused(shelf)
 
+    def _replace_desk(self, model: str, desk: Desk) -> None:
+        """Another generator for requests to come; those that run finish on theirs."""
+        entry = next(e for e in self.entries.values() if e.values.model == model)
+        try:
+            fresh = self._desk(Task("serve", entry.name, False), entry)
+        except Exception as e:
+            self._failed[model] = self._seen[model]
+            self.rewritten["failed"] += 1
+            _warn(e, "model %s was replaced and cannot be opened: %s", model, _reason(e))
+            return
+        with self._lock:
+            self._desks[model] = fresh
+            self._left.append(desk)
+            for shelf in self._shelves.values():  # lengths are the new one's
+                shelf.libraries.pop(model, None)
+        self.rewritten["new"] += 1
+        log.info("model %s was replaced: new requests have the new one", model)
+
+    def _close_left(self) -> None:
+        """End the generators that were replaced and whose last request is over."""
+        with self._lock:
+            over = [desk for desk in self._left if not desk.users]
+            self._left = [desk for desk in self._left if desk.users]
+        for desk in over:
+            desk.close()
+
     def _close_if_unused(self, shelf: Shelf) -> None:
         with self._lock:
             unused = shelf.retired and not shelf.users
@@ -307,7 +350,7 @@ class Catalogue:
         """Finish what runs and end all threads; an entry that is being opened is waited for."""
         self._closing = True
         with self._turn:
-            for worker in (*self._desks.values(), *self._searchers.values()):
+            for worker in (*self._desks.values(), *self._left, *self._searchers.values()):
                 worker.close()
             for shelf in self._shelves.values():
                 shelf.retired = True
@@ -353,10 +396,14 @@ def _folders(place: Place) -> list[Path]:
     return [Path("data") / room / name for room, name in named if name != NONE]
 
 
+def _writer(model: str) -> Path:
+    return Path("data/finetune") / model
+
+
 def _needed(entry: Entry) -> list[Path]:
     """All that the entry is opened from."""
     model = entry.values.model
-    return _folders(entry.place) + ([] if model == NONE else [Path("data/finetune") / model])
+    return _folders(entry.place) + ([] if model == NONE else [_writer(model)])
 
 
 def _watched(place: Place) -> Path:

@@ -17,6 +17,7 @@ from stages.errors import Refused
 from stages.serve.http.bodies import Emit
 from stages.serve.http.catalogue import Opened
 from stages.serve.http.generation import Desk, Said
+from stages.serve.http.replay import Record, Retold, as_long
 from stages.tools import Tools
 from stages.types import Generation, Query
 
@@ -27,10 +28,12 @@ class Driver:
     """Runs one question. Events carry milliseconds since ``start`` (of ``perf_counter``)."""
 
     def __init__(
-        self, opened: Opened, tools: Tools, asking: Asking, emit: Emit, start: float
-    ) -> None:
+        self, opened: Opened, tools: Tools, asking: Asking, emit: Emit, start: float,
+        record: Record | None = None,
+    ) -> None:  # fmt: skip
         self._opened, self._tools, self._asking, self._emit = opened, tools, asking, emit
-        self._start = start
+        self._start, self._record = start, record
+        self.replayed = 0  # calls of the model that gave what they gave before
         self.spent: dict[str, Any] = {"llm_ms": 0.0, "search_ms": 0.0, "first_token_ms": None}
         self.refused = False  # what it asked was too much for the model: no fault of ours
 
@@ -101,19 +104,34 @@ class Driver:
                 loop.call_soon_threadsafe(ended.put_nowait, said)
 
         asked = step.effect.request if isinstance(step.effect, LLM) else step.effect
-        call = desk.submit(asked, hear)
+        known = self._record.known(step.key) if self._record else None
+        text = known if isinstance(known, Generation) else None
+        retold = Retold(text) if text else None
+        call = desk.submit(as_long(asked, text) if text else asked, hear)
         try:
             while isinstance(said := await ended.get(), str):
-                if self.spent["first_token_ms"] is None:
-                    self.spent["first_token_ms"] = self.now()
-                self._emit("token", {"no": step.no, "text": said, "at_ms": self.now()})
+                self._tell_token(step, retold.piece(said) if retold else said)
         finally:
             desk.give_up(call)
         if isinstance(said, Refused):
             self.refused = True
-        elif isinstance(said, Exception):
+            return said
+        if isinstance(said, Exception):
             raise said
+        if known is not None:
+            self.replayed += 1
+            if retold and retold.rest():
+                self._tell_token(step, retold.rest())
+            return known
+        if self._record:
+            self._record.keep(step.key, said)
         return said
+
+    def _tell_token(self, step: Step, text: str) -> None:
+        if self.spent["first_token_ms"] is None:
+            self.spent["first_token_ms"] = self.now()
+        if text:
+            self._emit("token", {"no": step.no, "text": text, "at_ms": self.now()})
 
     def _show_evidence(self, step: Step, value: Any) -> None:
         shown = isinstance(step.effect, Search) and step.effect.unit == "passage"

@@ -11,10 +11,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from stages.effects import Choice
+from stages.endpoint import EndpointGenerator
 from stages.errors import QuarryError
 from stages.lm import LocalGenerator
+from stages.serve.http.upstream import Upstream
 from stages.tools import Tools
 from stages.types import Generation, Generator, Request, TokenEvent
 
@@ -37,13 +40,18 @@ class Call:
 class Desk:
     """All calls to one generator."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, identity: Any = ()) -> None:
         self.generator = generator
+        self.identity = identity  # of the folder that it was opened from
+        self.users = 0  # requests that began with it; the catalogue counts them
         self.steps = 0  # looks between token steps, of all lanes
         self.changed = threading.Condition()
         self.waiting: deque[Call] = deque()
         self.choices: deque[Call] = deque()
         self.closing = False
+        self.to_forget: list[threading.Event] = []  # each set when it is done
+        remote = isinstance(generator, EndpointGenerator)
+        self._upstream = Upstream(generator._client) if remote else None
         self._names = itertools.count()
         alone = isinstance(generator, LocalGenerator)
         self.lanes = [_Lane(self, rows=None if alone else 1) for _ in range(1 if alone else REMOTE)]
@@ -77,13 +85,37 @@ class Desk:
             call.given_up = True
             self.changed.notify_all()
 
+    def forget(self) -> threading.Event:
+        """Prompts that were kept for others to begin like them are dropped; set when they are."""
+        done = threading.Event()
+        if not isinstance(self.generator, LocalGenerator):
+            done.set()  # what a server keeps is its own affair
+            return done
+        with self.changed:
+            self.to_forget.append(done)
+            self.changed.notify_all()
+        return done
+
     def close(self) -> None:
-        """Finish what was asked, then end the threads."""
+        """Finish what was asked, then end the threads.
+
+        A server is not waited for once all that is asked of it was given up.
+        """
         with self.changed:
             self.closing = True
             self.changed.notify_all()
+            if self._upstream is not None:
+                self.changed.wait_for(self._is_given_up)
+        if self._upstream is not None:
+            self._upstream.cut()
         for lane in self.lanes:
             lane.thread.join()
+
+    def _is_given_up(self) -> bool:
+        calls = [*self.waiting, *self.choices]
+        for lane in self.lanes:
+            calls += [*lane.running.values(), *filter(None, [lane.choosing])]
+        return all(call.given_up for call in calls)
 
 
 class _Lane:
@@ -92,6 +124,7 @@ class _Lane:
     def __init__(self, desk: Desk, rows: int | None) -> None:
         self.desk, self.rows = desk, rows
         self.running: dict[str, Call] = {}
+        self.choosing: Call | None = None
         self.thread = threading.Thread(target=self._run, name="generator", daemon=True)
 
     def _run(self) -> None:
@@ -104,6 +137,7 @@ class _Lane:
                 ended, self.running = self.running, {}
                 for call in ended.values():
                     call.hear(error)
+                self._told()
 
     def _tell(self, event: TokenEvent) -> None:
         call = self.running[event.request_id]
@@ -112,6 +146,12 @@ class _Lane:
         if event.done is not None:
             del self.running[event.request_id]
             call.hear(event.done)
+            self._told()
+
+    def _told(self) -> None:
+        """Something has ended: who closes the desk may be waiting for it."""
+        with self.desk.changed:
+            self.desk.changed.notify_all()
 
     # -- stages.types.Inbox ---------------------------------------------------------------
 
@@ -124,6 +164,7 @@ class _Lane:
     def cancelled(self) -> Iterable[str]:
         """Names of given-up calls; choices are made here, between two token steps."""
         self.desk.steps += 1
+        self._forget()
         self._choose()
         return [name for name, call in self.running.items() if call.given_up]
 
@@ -131,7 +172,9 @@ class _Lane:
         """New calls; with nothing to do at all, sleeps until there is something."""
         desk, new = self.desk, []
         with desk.changed:
-            while not (self.running or desk.waiting or desk.choices or desk.closing):
+            while not (
+                self.running or desk.waiting or desk.choices or desk.closing or desk.to_forget
+            ):
                 desk.changed.wait()
             if self.rows is not None:
                 room = min(room, self.rows - len(self.running))
@@ -151,11 +194,22 @@ class _Lane:
             n = min(len(desk.choices), CHOICES if self.rows is None else 1)
             calls = [desk.choices.popleft() for _ in range(n)]
         for call in [c for c in calls if not c.given_up]:
+            self.choosing = call
             try:
                 ((_, value),) = Tools(generator=desk.generator).run([call.asked])
                 call.hear(value)
             except Exception as error:
                 call.hear(error)
+            self.choosing = None
+            self._told()
+
+    def _forget(self) -> None:
+        with self.desk.changed:
+            asked, self.desk.to_forget = self.desk.to_forget, []
+        if asked:
+            self.desk.generator.forget()
+        for done in asked:
+            done.set()
 
 
 def _is_sound(r: Request) -> bool:

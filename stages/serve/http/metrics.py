@@ -57,6 +57,10 @@ class Metrics:
             "quarry_index_reopened", "Indexes that were replaced while serving", ["result"],
             registry=registry,
         )  # fmt: skip
+        self._rewritten = Gauge(
+            "quarry_generator_reopened", "Generators that were replaced while serving", ["result"],
+            registry=registry,
+        )  # fmt: skip
         self._ahead = Gauge(
             "quarry_prefetch", "What an index that fetches ahead counts", ["index", "what"],
             registry=registry,
@@ -82,5 +86,7 @@ class Metrics:
                 self._ahead.labels(index, what).set(n)
         for result, n in self._catalogue.reopened.items():
             self._reopened.labels(result).set(n)
+        for result, n in self._catalogue.rewritten.items():
+            self._rewritten.labels(result).set(n)
         self._entries.set(len(self._catalogue.entries) - len(self._catalogue.why))
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)

@@ -16,6 +16,7 @@ from stages.serve.http.limits import Limits
 from stages.serve.http.lookahead import Copies
 from stages.serve.http.metrics import Metrics
 from stages.serve.http.problems import Problem, dumps
+from stages.serve.http.replay import Record, Records
 from stages.tools import Tools
 
 TOP = 10  # documents that the end of an answer names
@@ -27,6 +28,7 @@ class Service:
     def __init__(self, catalogue: Catalogue, limits: Limits, metrics: Metrics) -> None:
         self.catalogue, self._limits, self._metrics = catalogue, limits, metrics
         self._numbers = itertools.count(1)
+        self._records = Records()
 
     def describe(self) -> list[dict[str, Any]]:
         """The entries, for the page: what each is made of and whether it is open."""
@@ -111,19 +113,24 @@ class Service:
         Raises:
             Problem: 503 the entry is not open, 504 it took too long; before or after events.
         """
-        qid = f"http-{next(self._numbers)}"
+        record = self._records.of(entry.name, body) if body.comparison else None
+        qid = f"http-{record.name if record else next(self._numbers)}"
         with _as_problems(), self.catalogue.borrow(entry) as opened:
             values = entry.values
             if body.max_tokens is not None:
                 values = values.model_copy(update={"max_tokens": body.max_tokens})
-            emit("start", {"id": qid, "entry": entry.name, "lookahead": self._looks(body, opened)})
+            cold = {"cold": True} if record else {}
+            looks = self._looks(body, opened)
+            emit("start", {"id": qid, "entry": entry.name, "lookahead": looks, **cold})
             async with asyncio.timeout(self._limits.answer_seconds):
+                if record:
+                    await asyncio.to_thread(_forget, opened)
                 with opened.shelf.lent() as retriever:
-                    await self._run(qid, body, values, opened, retriever, emit)
+                    await self._run(qid, body, values, opened, retriever, record, emit)
 
     async def _run(
         self, qid: str, body: AnswerBody, values: Served, opened: Opened, retriever: Any,
-        emit: Emit,
+        record: Record | None, emit: Emit,
     ) -> None:  # fmt: skip
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
@@ -143,7 +150,7 @@ class Service:
             prefetch=prefetch if self._looks(body, opened) else None,
         )  # fmt: skip
         asking = Asking(tools, getattr(values, "seed", 0), getattr(values, "budget", NO_LIMIT))
-        driver = Driver(opened, tools, asking, tell, start)
+        driver = Driver(opened, tools, asking, tell, start, record)
         question = Question(qid, body.question, tuple(body.options))
         answered = await driver.run(question, opened.strategy(values))
         self._count(answered, driver)
@@ -152,13 +159,14 @@ class Service:
             status = 422 if driver.refused else 500
             raise Problem(status, "question-failed", answered.error)
         outcome, c = answered.outcome, answered.counts
+        replayed = {"replayed": driver.replayed} if record else {}
         emit("done", {
             "answer": outcome.answer, "stop_reason": outcome.stop_reason,
             "memory": outcome.memory, "docids": list(outcome.docids),
             "documents": [h._asdict() for h in outcome.hits[:TOP]],
             "counts": {"rounds": c.rounds, "docs": c.docs, "llm_calls": c.llm_calls,
                        "searches": c.searches, "tokens_in": c.tokens_in,
-                       "tokens_out": c.tokens_out},
+                       "tokens_out": c.tokens_out, **replayed},
         })  # fmt: skip
 
     def _looks(self, body: AnswerBody, opened: Opened) -> bool:
@@ -169,6 +177,14 @@ class Service:
         self._metrics.tokens.labels("out").inc(answered.counts.tokens_out)
         if (first := driver.spent["first_token_ms"]) is not None:
             self._metrics.first_token.observe(first / 1000)
+
+
+def _forget(opened: Opened) -> None:
+    """What earlier requests left in memory is dropped: vectors, clusters, prompts."""
+    if opened.shelf.ahead:
+        opened.shelf.retriever.forget()
+    if opened.desk:
+        opened.desk.forget().wait()
 
 
 class _as_problems:

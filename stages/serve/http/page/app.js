@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 let entries = [];
 let stopping = null;
+let aheadFirst = false; // of the next comparison: they take turns
 
 function make(tag, content = "", attributes = {}) {
   const node = document.createElement(tag);
@@ -219,6 +220,9 @@ function showTimeline(run, scale) {
 
 function compare(runs) {
   const searched = (run) => covered(run.bars.filter((b) => b.kind === "Search"));
+  // As they ran; the table always has none before lookahead.
+  const first = runs[0].label;
+  runs = [...runs].sort((one, other) => (one.label === "none" ? -1 : other.label === "none" ? 1 : 0));
   const rows = [["whole answer", (r) => r.total], ["first token", (r) => r.timings.first_token_ms],
     ["waiting for searches", searched]];
   const head = make("tr", ["", ...runs.map((r) => r.label), "none / lookahead"].map(
@@ -233,7 +237,8 @@ function compare(runs) {
   $("comparison").replaceChildren(make("article", [make("h2", "Compared"),
     make("table", [make("thead", head), make("tbody", body)]),
     make("p", (same ? "Both answers are the same. " : "The answers differ. ") +
-      "What earlier questions left in memory helps both.", { class: "soft" })]));
+      `“${first}” ran first; the next comparison turns it round. Both began with nothing in ` +
+      "memory, drew alike, and the second wrote as many tokens as the first.", { class: "soft" })]));
 }
 
 // -- the form ---------------------------------------------------------------------------------
@@ -266,13 +271,19 @@ async function submit(event) {
   $("runs").replaceChildren();
   $("comparison").replaceChildren();
   const mode = document.querySelector("input[name=ahead]:checked").value;
-  const modes = mode === "both" ? ["none", "lookahead"] : [mode];
+  const both = mode === "both";
+  const order = aheadFirst ? ["lookahead", "none"] : ["none", "lookahead"];
+  if (both) aheadFirst = !aheadFirst;
+  const modes = both ? order : [mode];
+  const comparison = both && [...crypto.getRandomValues(new Uint8Array(16))]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const runs = [];
   try {
     for (const one of modes) {
       const run = newRun(chosen().lookahead ? one : "");
       runs.push(run);
-      const body = { question, entry: $("entry").value, lookahead: one === "lookahead" };
+      const body = { question, entry: $("entry").value, lookahead: one === "lookahead",
+        ...(comparison && { comparison }) };
       await perform(run, body, stopping.signal);
     }
     setState("done", "Done.");
