@@ -9,6 +9,13 @@ completed: the ratio. The engine has the machine alone, the service shares it wi
 ``cpu_ms`` is what a request computes, in the server and in the engine. ``/search`` is asked of a
 BM25 index, where a search is cheaper than any HTTP, and of a dense one.
 
+``floor`` is what HTTP alone allows on this machine, measured in the same run by the same clients:
+``bare``, a process of uvicorn and our parser whose application answers the same requests with an
+empty object and does nothing else; ``route``, the service's own ``/healthz``. ``bound`` is the
+ratio that a server would have whose request took the bare one's time and the engine's, and no more:
+1 / (1 + theirs / bare). Clients of ``/search`` speak HTTP over bare sockets: 30 us a request, where
+httpx takes 500 us of the machine that the server needs.
+
 Then four times as many clients as the server takes: 429s, nothing failed, and how long it takes
 after them until requests are taken again.
 
@@ -20,6 +27,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -68,8 +76,11 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=60.0)
     p.add_argument("--clients", type=int, default=4)
     p.add_argument("--index", action="append", help="that /search searches; may be repeated")
+    p.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--part", choices=["search", "answer", "overload"], action="append")
     args = p.parse_args()
+    if args.bare:
+        return serve_nothing()
     parts = args.part or ["search", "answer", "overload"]
     texts = distinct_texts()
     if "search" in parts:
@@ -85,7 +96,7 @@ def distinct_texts() -> list[str]:
     """Questions that nobody has asked before, as many as a run may need."""
     known = pick_questions(read_table(CORPUS, "queries"), "train", None)
     first = [q.text for q in known]
-    return first + [f"{text} ({n})" for n in range(1, 200) for text in first]
+    return first + [f"{text} ({n})" for n in range(1, 500) for text in first]
 
 
 def body_of(path: str, text: str, index: str) -> dict[str, Any]:
@@ -101,7 +112,14 @@ def body_of(path: str, text: str, index: str) -> dict[str, Any]:
 @contextmanager
 def server(*options: str) -> Iterator[tuple[str, int]]:
     """(URL, process id) of a service that is ready."""
-    argv = [sys.executable, "-m", "stages.serve", "http", "--port", "0", *options]
+    with process("-m", "stages.serve", "http", "--port", "0", *options) as (url, pid):
+        yield url, pid
+
+
+@contextmanager
+def process(*argv: str) -> Iterator[tuple[str, int]]:
+    """(URL, process id) of a Python process that prints its address and answers /readyz."""
+    argv = [sys.executable, *argv]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             url = process.stdout.readline().split()[1].decode()
@@ -110,6 +128,29 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
             yield url, process.pid
         finally:
             process.terminate()
+
+
+def serve_nothing() -> None:
+    """What ``floor`` calls bare."""
+    import uvicorn
+
+    from stages.serve.http.command import listen
+    from stages.serve.http.wire import Http
+
+    head = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+
+    async def nothing(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    sock = listen("127.0.0.1", 0)
+    print(f"bare: http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(
+        nothing, http=Http, ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[sock])
 
 
 def is_ready(url: str) -> bool:
@@ -137,14 +178,14 @@ def send(url: str, path: str, bodies: list[tuple[str, dict]], clients: int, seco
     deadline = time.monotonic() + seconds
 
     def one_client() -> None:
-        with httpx.Client(base_url=url, timeout=300) as client:
+        with httpx.Client(base_url=url, timeout=300) as client, Wire(url) as wire:
             while time.monotonic() < deadline:
                 with lock:
                     text, body = next(todo)
                 start = time.monotonic()
                 try:
-                    status = listen(client, path, body)
-                except httpx.HTTPError:
+                    status = listen(client, body) if path == "/answer" else wire.send(path, body)
+                except (httpx.HTTPError, OSError):
                     status = 0
                 told.append(Told(text, start, time.monotonic(), status))
                 if status == 429:
@@ -158,11 +199,47 @@ def send(url: str, path: str, bodies: list[tuple[str, dict]], clients: int, seco
     out.send(told)
 
 
-def listen(client: httpx.Client, path: str, body: dict) -> int:
-    """The status of a request; of a stream that ends without ``done``, 0."""
-    if path == "/search":
-        return client.post(path, json=body).status_code
-    with client.stream("POST", path, json=body) as response:
+class Wire:
+    """A connection that is kept; as little work for a request as can be."""
+
+    def __init__(self, url: str) -> None:
+        self._host, port = url.removeprefix("http://").split(":")
+        self._socket = socket.create_connection((self._host, int(port)), timeout=300)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, path: str, body: dict | None) -> int:
+        """The status of a POST, or of a GET if there is no body; the answer is read whole."""
+        raw = b"" if body is None else json.dumps(body).encode()
+        head = (
+            f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nhost: {self._host}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+        )
+        self._socket.sendall(head.encode() + raw)
+        said = self._receive()
+        while (end := said.find(b"\r\n\r\n")) < 0:
+            said += self._receive()
+        lines = said[:end].lower().split(b"\r\n")
+        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+        left = length - (len(said) - end - 4)
+        while left > 0:
+            left -= len(self._receive())
+        return int(said[9:12])
+
+    def _receive(self) -> bytes:
+        if not (part := self._socket.recv(2**18)):
+            raise ConnectionError("the server closed the connection")
+        return part
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def listen(client: httpx.Client, body: dict) -> int:
+    """The status of an answer; of a stream that ends without ``done``, 0."""
+    with client.stream("POST", "/answer", json=body) as response:
         last = ""
         for line in response.iter_lines():
             last = line.removeprefix("event: ") if line.startswith("event: ") else last
@@ -198,6 +275,13 @@ def closed_loop(
         cpu = cpu_seconds(pid) - before
         timer.join()
         memory.append(resident_mib(pid))
+        floor = {}
+        if path == "/search":
+            short = min(5.0, args.seconds / 3)
+            with process(__file__, "--bare") as (bare, _):
+                floor["bare"] = empty_rate(bare, path, bodies, args.clients, short)
+            asked = [("", None)] * len(bodies)
+            floor["route"] = empty_rate(url, "/healthz", asked, args.clients, short)
     good = [t for t in told if t.status == 200]
     took = max(t.end for t in told) - min(t.start for t in told)
     ours = len(good) / took
@@ -205,15 +289,25 @@ def closed_loop(
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(batch_rate, path, [t.text for t in good], index, args.clients)
         theirs, their_cpu = work.result()
+    if floor:
+        floor["bound"] = round(1 / (1 + theirs / floor["bare"]), 3)
     return {
         "benchmark": f"serve: {path} {index or ENTRY}, {args.clients} clients, {args.seconds:g} s",
         "unit": "requests/s", "ours": round(ours, 2),
         "peer": f"the batch engine, {args.clients} questions open", "theirs": round(theirs, 2),
-        "ratio": round(ours / theirs, 3), "aim": 0.95, **counted(told), **percentiles(good),
+        "ratio": round(ours / theirs, 3), "aim": 0.95, **({"floor": floor} if floor else {}),
+        **counted(told), **percentiles(good),
         "cpu_ms": [round(1000 * s / len(good), 2) for s in (cpu, their_cpu)],
         "rss_mib": [round(m, 1) for m in memory],
         "rss_growth": round(memory[-1] / memory[0] - 1, 4),
     }  # fmt: skip
+
+
+def empty_rate(url: str, path: str, bodies: list, clients: int, seconds: float) -> float:
+    """Requests a second that do nothing."""
+    told = clients_process(url, path, bodies, clients, seconds)
+    assert all(t.status == 200 for t in told)
+    return round(len(told) / (max(t.end for t in told) - min(t.start for t in told)), 1)
 
 
 def counted(told: list[Told]) -> dict[str, int]:
@@ -241,7 +335,7 @@ def overload(args: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
         told = clients_process(url, "/answer", bodies, OVER * args.clients, seconds)
         end = time.monotonic()
         with httpx.Client(base_url=url, timeout=300) as client:
-            while listen(client, "/answer", bodies[0][1]) != 200:
+            while listen(client, bodies[0][1]) != 200:
                 time.sleep(0.05)
         recovered = time.monotonic() - end
     server_errors = sum(t.status >= 500 for t in told)

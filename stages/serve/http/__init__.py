@@ -6,8 +6,8 @@ and a page at ``/``. A request names an entry or an index of the catalogue, neve
 
 Requests are batched continuously. One thread per local model runs ``Generator.stream`` for ever,
 with an inbox that all requests share; one thread per index takes all searches that wait together
-(those of a small index in memory are made in the event loop); each question's strategy is advanced on its own (``stages.asking``) as soon as what
-it asked for is there.
+(those of a small index in memory are made in the event loop); each question's strategy is advanced
+on its own (``stages.asking``) as soon as what it asked for is there.
 
 Reading order: limits.py, problems.py (what goes wrong, as JSON), generation.py (the model's
 thread), upstream.py (a remote model's connections), searching.py (the index's thread), corpus.py
