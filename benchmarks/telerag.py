@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages.clusters import ClusterFile, nearest_clusters
+from stages.clusters import ClusterFile
 from stages.encoder import embed, open_encoder
 from stages.index import clustered, layout
 from stages.index.lists import assign
@@ -42,9 +42,9 @@ from stages.lm import LocalGenerator, open_generator
 from stages.prompts import STOP, hypothesis_prompt, rag_prompt
 from stages.records import RecordStore
 from stages.serve.asked import pick_questions
-from stages.serve.prefetch.budget import Trace as Fetch
-from stages.serve.prefetch.budget import fit, needed_bytes
-from stages.serve.prefetch.engine import Observed, PrefetchEngine, open_engine
+from stages.serve.prefetch.budget import fit
+from stages.serve.prefetch.engine import Observed, PrefetchEngine, open_engine, trace_of
+from stages.serve.prefetch.replaying import rewrite
 from stages.tables import read_table
 from stages.types import Passage, Request
 
@@ -150,9 +150,8 @@ def record(generator: LocalGenerator, n: int) -> list[Trace]:
 
 def write(generator: LocalGenerator, prompt: str, tokens: int) -> float:
     """Seconds that the model takes to read the prompt and write so many tokens."""
-    generator.forget()
     start = time.perf_counter()
-    generator.generate([Request(prompt, tokens, STOP)])
+    rewrite(generator, [Request(prompt, tokens, STOP)])
     return time.perf_counter() - start
 
 
@@ -298,7 +297,7 @@ def sweep(
     Another speed changes what a byte takes, to copy it and to read it when it was missed.
     """
     file = ClusterFile(bench.index)
-    fitted = fit([as_trace(o, file) for o in seen])
+    fitted = fit([trace_of(o, file) for o in seen])
     answer = statistics.fmean(t.answer for t in half)
     cluster = float(file.nbytes.mean())
     points = []
@@ -322,16 +321,6 @@ def sweep(
         print(json.dumps({"benchmark": "telerag: sweep"} | row), flush=True)
         points.append(row)
     return points
-
-
-def as_trace(seen: Observed, file: ClusterFile) -> Fetch:
-    """What the latency model wants to know of a search."""
-    n = len(seen.stats.hits) and int(seen.stats.hits[0] + seen.stats.misses[0])
-    probed = nearest_clusters(seen.probed, file.centroids, n)
-    return Fetch(
-        needed_bytes(seen.ranked, probed, file.nbytes), seen.window_s, seen.copied_bytes,
-        seen.copy_s, int(seen.stats.misses.sum()), seen.stats.cold_s, seen.stats.hot_s,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

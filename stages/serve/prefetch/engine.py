@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.clusters import Floats, Ints, nearest_clusters
+from stages.clusters import ClusterFile, Floats, Ints, nearest_clusters
 from stages.errors import QuarryError, Refused
 from stages.serve.prefetch.budget import Trace, needed_bytes
 from stages.serve.prefetch.hybrid import SearchStats
@@ -54,6 +54,17 @@ class Observed(NamedTuple):
     start: float
     end: float
     request: int | None = None
+
+
+def trace_of(seen: Observed, file: ClusterFile) -> Trace:
+    """What the latency model wants to know of a search with a window; as from an empty tier."""
+    n = int(seen.stats.hits[0] + seen.stats.misses[0]) if len(seen.stats.hits) else 0
+    needed = needed_bytes(
+        seen.ranked, nearest_clusters(seen.probed, file.centroids, n), file.nbytes
+    )
+    misses = int(seen.stats.misses.sum())
+    measured = (seen.window_s, seen.copied_bytes, seen.copy_s, misses, seen.stats.cold_s)
+    return Trace(needed, *measured, seen.stats.hot_s)
 
 
 Asker = int | None | Sequence[int | None]  # a request's token for all queries, or one for each
@@ -92,6 +103,16 @@ class PrefetchEngine:
     def fingerprint(self) -> str:
         """Of all that decides a result; changes with ``swap``."""
         return self._version.fingerprint
+
+    @property
+    def file(self) -> ClusterFile:
+        """The clusters of the index that is served now."""
+        return self._version.cold.file
+
+    @property
+    def nprobe(self) -> int:
+        """Clusters that a query is searched in."""
+        return self._version.nprobe
 
     # -- what a strategy's hints do -------------------------------------------------------
 
@@ -342,17 +363,11 @@ class PrefetchEngine:
         Those of the version that serves now, and as if the hot tier had been empty.
         """
         version = self._version
-        file = version.cold.file
-        traces = []
-        for o in list(self.observed):
-            if o.ranked is None or o.of != version.fingerprint:
-                continue
-            probed = nearest_clusters(o.probed, file.centroids, version.nprobe)
-            needed = needed_bytes(o.ranked, probed, file.nbytes)
-            misses = int(o.stats.misses.sum())
-            measured = (o.window_s, o.copied_bytes, o.copy_s, misses, o.stats.cold_s, o.stats.hot_s)
-            traces.append(Trace(needed, *measured))
-        return traces
+        return [
+            trace_of(o, version.cold.file)
+            for o in list(self.observed)
+            if o.ranked is not None and o.of == version.fingerprint
+        ]
 
     def timeline(
         self, since: float = 0.0, request: int | None = None
