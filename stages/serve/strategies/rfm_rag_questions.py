@@ -73,7 +73,9 @@ _SPOKEN = [(_compile(form), rel) for rel, (_, spoken) in FORMS.items() for form 
 _COMPARED = [(_compile(form), *how) for form, how in COMPARED.items()]
 _SAME = _compile("do {} and {} have the same {}")
 _PLAIN = re.compile(r"(?:who|what|which [a-z ]+?) (?:is|was|are|were) (.+)", re.IGNORECASE)
-_NESTED = re.compile(r"(?:the )?([a-z][a-z0-9 '-]*?) of (.+)")  # no name begins in lower case
+# Inside a phrase no relation begins with a capital: of "the Lord of the Rings" nothing is peeled.
+_NESTED = re.compile(r"(?:the )?(?!the )([a-z].*?) of (.+)")
+_OUTERMOST = re.compile(r"the (\w.*?) of (.+)")
 
 
 class Reading(NamedTuple):
@@ -95,8 +97,11 @@ def read_question(text: str) -> Reading:
     for pattern, rel in _ASKED:
         if found := pattern.fullmatch(asked):
             return Reading(_chain(found[1], [rel]))
-    found = _PLAIN.fullmatch(asked)
-    return Reading(_chain(found[1], []) if found else [])
+    if found := _PLAIN.fullmatch(asked):
+        about, step = found[1], _OUTERMOST.fullmatch(found[1])
+        known = any(pattern.fullmatch(about) for pattern, _ in _SPOKEN)
+        return Reading(_chain(step[2], [step[1]]) if step and not known else _chain(about, []))
+    return Reading([])
 
 
 def _parallel(rel: str, *names: str) -> list[Fact]:
