@@ -196,9 +196,12 @@ def find_chain(
 def _read_gold(
     said: Any, support: Sequence[str], facts_of: Mapping[str, Sequence[Fact]]
 ) -> tuple[Fact, ...]:
-    """The facts of the triples that a question's meta names; empty if one is not there."""
+    """The facts of the triples that a question's meta names; empty if one is not there, or if
+    what it names is no list of facts."""
     chain: list[Fact] = []
-    for step in said or ():
+    for step in said if isinstance(said, list) else ():
+        if not isinstance(step, dict) or not step.keys() >= {"docid", "subj", "rel", "obj"}:
+            return ()
         text = triple_text(step["subj"], step["rel"], step["obj"])
         own = (f for d in support if parent(d) == step["docid"] for f in facts_of.get(d, ()))
         fact = next((f for f in own if f.text == text), None)

@@ -120,6 +120,21 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_equal_bytes(
     assert not list(CHECKPOINTS.iterdir())
 
 
+def test_a_training_killed_after_its_last_step_has_no_step_left(
+    inputs: Inputs, monkeypatch
+) -> None:
+    whole = folder_digest(train(inputs, "whole", steps=3))
+
+    def dies(*args: object, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(recipe, "reciprocal_ranks", dies)
+        train(inputs, "killed", steps=3)
+    monkeypatch.setattr(recipe, "step_loss", dies)
+    assert folder_digest(train(inputs, "resumed", steps=3)) == whole
+
+
 def test_pairs_without_a_split_to_train_on_are_an_error_without_dev_there_is_no_measure(
     inputs: Inputs,
 ) -> None:

@@ -173,6 +173,12 @@ def test_gold_chains_are_those_of_the_corpus_and_rule_steps_in_where_a_fact_is_m
     )
 
 
+@pytest.mark.parametrize("chain", ["film", [], ["film"], [{"docid": "film"}], {"a": 1}, None])
+def test_a_chain_of_another_form_is_none(chain: Any) -> None:
+    made = built(inputs(question(meta=json.dumps({"type": "bridge", "chain": chain}))))
+    assert made.stats["by_split"]["train"]["chain_rule"] == 1
+
+
 def test_questions_without_a_chain_are_counted_by_reason() -> None:
     rows = [
         question("a", answers=["Paris"]), question("b", text="Who knows?"),
