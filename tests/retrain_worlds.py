@@ -54,7 +54,7 @@ class World:
         rooms = {**{room: {} for room in ROOMS}, **CATALOGUE}
         rooms |= {room: {**rooms[room], **e} for room, e in changed.items() if room in rooms}
         policy = {name: {**POLICY[name], **changed.get(name, {})} for name in POLICY}
-        params = {**rooms, "studies": {room: {} for room in ROOMS}, "retrain": policy}
+        params = {**rooms, "studies": {room: {} for room in (*ROOMS, "latency")}, "retrain": policy}
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def write_corpus(

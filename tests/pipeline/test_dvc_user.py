@@ -65,7 +65,7 @@ def write_project(folder: Path) -> None:
         else:
             shutil.copy(source, target)
     empty = {room: {} for room in ROOMS}
-    study = {**empty, "ingest": {"heavy": INGEST}}
+    study = {**empty, "latency": {}, "ingest": {"heavy": INGEST}}
     params = {**empty, **CATALOGUE, "studies": study}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for room in ("triples", "finetune", "index", "fused"):

@@ -126,6 +126,8 @@ def test_versions_of_the_room_are_a_dep(room: str) -> None:
 
 def test_studies_mirror_the_default_blocks_below_their_own_folder() -> None:
     for name, block in STUDIES.items():
+        if name == "latency":  # measurements: tests/pipeline/test_latency_graph.py
+            continue
         assert block["foreach"] == f"${{studies.{name}}}"
         assert block["do"]["wdir"] == ".."
         assert block["do"]["cmd"] == f"{GRAPH[name]['do']['cmd']} --study"
