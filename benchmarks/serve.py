@@ -24,6 +24,7 @@ The server is started for each part. ``--seconds 60`` is the figure in docs/serv
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -174,7 +175,7 @@ def cpu_seconds(pid: int) -> float:
 
 def send(url: str, path: str, bodies: list[tuple[str, dict]], clients: int, seconds: float, out):
     """The clients' process: closed loops over one list of bodies; what was told goes to ``out``."""
-    lock, todo, told = threading.Lock(), iter(bodies), []
+    lock, todo, told = threading.Lock(), itertools.cycle(bodies), []
     deadline = time.monotonic() + seconds
 
     def one_client() -> None:
