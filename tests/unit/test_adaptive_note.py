@@ -417,6 +417,29 @@ def test_the_reviewer_rejects_a_note_that_distractors_made() -> None:
     assert reason == "fixed" and "Cairo" in note, "without it the note takes them in"
 
 
+@pytest.mark.parametrize("found", [["a", "b"], ["b", "a"]])
+def test_what_is_asked_next_is_of_the_most_relevant_new_sentence(found) -> None:
+    texts = {
+        "a": ("Aida", "Aida is an opera by Verdi."),
+        "b": ("Aida", "Aida was born of Puccini in this country."),
+    }
+
+    class Index:
+        fingerprint = "i"
+
+        def search(self, queries, k):
+            return [
+                [Hit(f"{name}#0", 1.0) for name in found] if q == WHERE else [] for q in queries
+            ]
+
+    params = params_of(adaptive_note, **HONEST)
+    strategy = partial(
+        adaptive_note.strategy, params=params, library=library_of(texts, count_words)
+    )
+    (a,) = run_loop(strategy, [Question("q", WHERE)], Tools(FakeLLM(), Index())).answered
+    assert a.outcome.memory == f"{texts['a'][1]} {texts['b'][1]}\nempty: Puccini"
+
+
 def test_an_extractive_note_has_no_more_sentences_than_it_may() -> None:
     texts = {f"d{i:02}": (f"T{i}", f"Who wrote It{i}?") for i in range(60)}
     library = library_of(texts, count_words)
@@ -450,7 +473,7 @@ def test_relevance_may_come_from_vectors_or_scores(relevance, slot) -> None:
     tools = Tools(FakeLLM(), fives(0))._replace(**{slot: Tool()})
     loop = run_loop(strategy, [Q], tools)
     (a,) = loop.answered
-    assert note_of_run(a) == "T1: text 1 T3: text 3"
+    assert note_of_run(a) == "T3: text 3 T1: text 1"
     kinds = loop.effects["kind"].to_pylist()
     assert ("Encode" in kinds, "Score" in kinds) == (slot == "encoder", slot == "reranker")
     with pytest.raises(ValidationError, match="needs a scorer"):

@@ -196,7 +196,7 @@ def extend(
     question: Question, passages: Sequence[Passage], best: Note, proposal: str,
     pool: dict[str, Passage], params: Params,
 ) -> Part[Note]:  # fmt: skip
-    """The best note, and then the new sentences most relevant to question and proposal."""
+    """The best note, and then the sentences most relevant to question and proposal, best last."""
     new = list(dict.fromkeys(s for s in sentences_of(passages) if s not in best))
     queries = [question.text, *proposal.split("\n")] if proposal else [question.text]
     texts = [s.whole for s in new]
@@ -212,8 +212,9 @@ def extend(
         scores = yield Score([(query, text) for text in texts for query in queries])
         relevance = scores.reshape(len(texts), len(queries)).sum(axis=1).tolist()
     order = sorted((i for i, r in enumerate(relevance) if r > 0), key=lambda i: (-relevance[i], i))
-    added: list[Sentence] = [new[i] for i in order[: params.step_sentences]]
-    return (*best, *added)[: params.note_sentences]
+    room = min(params.step_sentences, params.note_sentences - len(best))
+    added: list[Sentence] = [new[i] for i in order[: max(0, room)]]
+    return (*best, *reversed(added))  # the most relevant is the newest: it is asked about next
 
 
 def judge(
