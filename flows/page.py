@@ -6,6 +6,7 @@ that plots show.
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from flows import svg
 from flows.report import (
@@ -64,14 +65,25 @@ details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
 """
 
 
+class Section(NamedTuple):
+    """A part of the page besides the evaluations."""
+
+    anchor: str
+    link: str
+    html: str
+
+
 def render_html(
     evaluations: Sequence[Evaluation],
     edges: Mapping[str, Sequence[str]],
     provenance: Mapping[str, str],
+    more: Sequence[Section] = (),
 ) -> str:
-    """The page. ``edges`` maps each stage to the stages that it reads."""
+    """The page. ``edges`` maps each stage to the stages that it reads; ``more`` stands behind the
+    evaluations."""
     rows = leaderboard_rows(evaluations)
-    links = (f'<a href="#{_anchor(e)}">{escape(e.name)}</a>' for e in evaluations)
+    links = [f'<a href="#{_anchor(e)}">{escape(e.name)}</a>' for e in evaluations]
+    links += [f'<a href="#{s.anchor}">{escape(s.link)}</a>' for s in more]
     made = " · ".join(f"{escape(k)} <code>{escape(v)}</code>" for k, v in provenance.items())
     sections = [_section(e, [r for r in rows if r.evaluation == e.name]) for e in evaluations]
     if not evaluations:
@@ -84,6 +96,7 @@ def render_html(
             f'<header><h1>Quarry: leaderboard</h1>\n<p class="soft">{made}</p>',
             f'<nav>{" ".join(links)} <a href="#graph">graph</a></nav></header>\n<main>',
             *sections,
+            *(section.html for section in more),
             '<h2 id="graph">The graph</h2>',
             '<p class="soft">A box per stage, right of all it reads; colours are rooms. '
             "An edge that others imply is not drawn.</p>",
@@ -131,7 +144,8 @@ def _section(evaluation: Evaluation, rows: Sequence[Row]) -> str:
     )
 
 
-def _table(head: Sequence[str], lines: Sequence[str]) -> str:
+def as_table(head: Sequence[str], lines: Sequence[str]) -> str:
+    """A table of these rows, which are HTML; the head is text."""
     columns = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
     body = "\n".join(lines)
     return (
@@ -140,7 +154,8 @@ def _table(head: Sequence[str], lines: Sequence[str]) -> str:
     )
 
 
-def _swatch(number: int) -> str:
+def swatch(number: int) -> str:
+    """A series' marker, for tables and legends."""
     mark = svg.marker(number, 7, 6)
     return f'<svg class="swatch" viewBox="0 0 14 12" aria-hidden="true">{mark}</svg>'
 
@@ -150,12 +165,12 @@ def _leaderboard(rows: Sequence[Row], numbers: Mapping[str, int]) -> str:
     scales = {m: _scale([r.figures[m] for r in rows if m in r.figures]) for m in measures}
     lines = []
     for row in rows:
-        name = f'<th scope="row">{_swatch(numbers[row.system])}{escape(row.system)}</th>'
+        name = f'<th scope="row">{swatch(numbers[row.system])}{escape(row.system)}</th>'
         cells = [_figure(row.figures.get(m), scales[m]) for m in measures]
         cells += [_number(row.ms, ".1f"), _number(row.tokens, ".0f")]
         kind = ' class="baseline"' if row.is_baseline else ""
         lines.append(f"<tr{kind}>{name}{''.join(cells)}</tr>")
-    return _table(["system", *measures, "ms/query", "tokens/q"], lines)
+    return as_table(["system", *measures, "ms/query", "tokens/q"], lines)
 
 
 def _scale(figures: Sequence[Figure]) -> svg.Axis:
@@ -193,7 +208,7 @@ def _recall_plot(evaluation: Evaluation, numbers: Mapping[str, int]) -> str:
     x = svg.Axis("k", depths[0], depths[-1], depths, log=True)
     y = svg.axis_from_zero("recall", [r["recall"] for r in evaluation.recall])
     plot = svg.line_plot(series, x, y, f"recall against k on {evaluation.name}; table below")
-    return _curves("Recall against k", plot, series, numbers)
+    return as_curves("Recall against k", plot, series, numbers)
 
 
 def _rounds_plot(evaluation: Evaluation, numbers: Mapping[str, int]) -> str:
@@ -209,14 +224,15 @@ def _rounds_plot(evaluation: Evaluation, numbers: Mapping[str, int]) -> str:
     x = svg.Axis("round", 1, last, range(1, last + 1))
     y = svg.axis_from_zero("support", [r["recall"] for r in evaluation.rounds])
     plot = svg.line_plot(series, x, y, f"support found against rounds on {evaluation.name}")
-    return _curves("Support found within so many rounds", plot, series, numbers)
+    return as_curves("Support found within so many rounds", plot, series, numbers)
 
 
-def _curves(
+def as_curves(
     title: str, plot: str, series: Mapping[str, Sequence[svg.Point]], numbers: Mapping[str, int]
 ) -> str:
+    """A figure with a legend."""
     names = "".join(
-        f"<li>{_swatch(i)}{escape(system)}</li>" for system, i in numbers.items() if series[system]
+        f"<li>{swatch(i)}{escape(system)}</li>" for system, i in numbers.items() if series[system]
     )
     return f'<figure><h3>{title}</h3>{plot}<ul class="legend">{names}</ul></figure>'
 
@@ -257,7 +273,7 @@ def _tests(evaluation: Evaluation) -> str:
         row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{escape(c["system"])}</th>{row}</tr>')
     baseline = escape(str(evaluation.values.get("baseline")))
-    table = _table([*head, "permutation p", "Holm"], lines)
+    table = as_table([*head, "permutation p", "Holm"], lines)
     return (
         f"<details><summary>Tests against {baseline}, paired by question</summary>{table}</details>"
     )
@@ -274,7 +290,7 @@ def _recall_table(evaluation: Evaluation) -> str:
         + "</tr>"
         for system in dict.fromkeys(r["system"] for r in evaluation.recall)
     ]
-    table = _table(["system", *(f"R@{k}" for k in depths)], lines)
+    table = as_table(["system", *(f"R@{k}" for k in depths)], lines)
     return f"<details><summary>Recall against k, the numbers</summary>{table}</details>"
 
 
@@ -289,5 +305,5 @@ def _stops_table(evaluation: Evaluation) -> str:
         + "</tr>"
         for system, stops in evaluation.stops.items()
     ]
-    table = _table(["system", *reasons], lines)
+    table = as_table(["system", *reasons], lines)
     return f"<details><summary>How questions ended</summary>{table}</details>"

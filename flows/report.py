@@ -246,11 +246,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m flows.report", description=main.__doc__)
     p.add_argument("--study", action="store_true", help="of the studies, below data/studies")
     args = p.parse_args(argv)
-    from flows import dvc  # takes a second to import
+    from flows import dvc, lookahead  # dvc takes a second to import
     from flows.page import render_html
 
     try:
         evaluations = read_evaluations(study=args.study)
+        measured = lookahead.section(lookahead.read_studies())
         stages = dvc.graph(["studies/dvc.yaml"] if args.study else [])
     except QuarryError as e:
         print(f"quarry: {e}", file=sys.stderr)
@@ -258,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(leaderboard_text(leaderboard_rows(evaluations)))
     edges = {name: stage.upstream for name, stage in stages.items()}
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(render_html(evaluations, edges, read_provenance()), encoding="utf-8")
+    html = render_html(evaluations, edges, read_provenance(), measured)
+    PAGE.write_text(html, encoding="utf-8")
     print(f"report: {PAGE.resolve().as_uri()}")
     return 0
 

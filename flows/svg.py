@@ -124,6 +124,38 @@ def scatter_plot(
     return _frame(x, y, marks, alt)
 
 
+def bar_plot(bars: Mapping[str, Sequence[float]], parts: Sequence[str], x: Axis, alt: str) -> str:
+    """A bar per name, from top to bottom, of so many parts one after the other; a part's number
+    is its place in ``parts``. Beside a bar stands its sum."""
+    step, left, right = 24, 16 + 6.6 * max(map(len, bars), default=0), WIDTH - 52
+    bottom = TOP + step * len(bars)
+    height = bottom + BOTTOM
+    shown = [
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(alt, quote=True)}">'
+    ]
+    for tick in x.ticks:
+        at = x.place(tick, left, right)
+        shown.append(f'<path class="grid" d="M{at:.1f} {TOP}V{bottom + 5}"/>')
+        shown.append(f'<text class="tick mid" x="{at:.1f}" y="{bottom + 18}">{tick:g}</text>')
+    for no, (name, values) in enumerate(bars.items()):
+        top, done = TOP + step * no + 4, 0.0
+        shown.append(
+            f'<text class="name end" x="{left - 7:.1f}" y="{top + 12}">{escape(name)}</text>'
+        )
+        for i, (part, value) in enumerate(zip(parts, values, strict=True)):
+            start, end = (x.place(v, left, right) for v in (done, done + value))
+            done += value
+            shown.append(
+                f'<rect x="{start:.1f}" y="{top}" width="{end - start:.1f}" height="{step - 8}" '
+                f'fill="{colour(i)}"><title>{escape(f"{name}: {part} {value:.3g}")}</title></rect>'
+            )
+        at = x.place(done, left, right) + 6
+        shown.append(f'<text class="tick" x="{at:.1f}" y="{top + 12}">{done:.3g}</text>')
+    middle = (left + right) / 2
+    shown.append(f'<text class="axis mid" x="{middle}" y="{height - 6}">{escape(x.label)}</text>')
+    return "\n".join([*shown, "</svg>"])
+
+
 def whisker(value: float, low: float, high: float, axis: Axis) -> str:
     """An interval with its mean on a short scale, for a table's cell."""
     at, start, end = (axis.place(v, 2, 88) for v in (value, low, high))
