@@ -11,8 +11,8 @@ measurements. A recipe ends by sealing its directory with ``stages.models.write_
 
 Reading order: pretrained.py (a model as it comes), dense.py (contrastive encoder), aligner.py (an
 encoder for the next fact of a chain), preference.py (the generator, on preference pairs), judge.py
-(whether evidence is complete; judge_pools.py and calibration.py measure it), __main__.py (the
-shell).
+(whether evidence is complete; judge_pools.py and calibration.py measure it), value.py (whether a
+prefix leads to the answer), __main__.py (the shell).
 """
 
 from pathlib import Path
@@ -24,6 +24,7 @@ RECIPES = {
     "dense": "dense",
     "aligner": "aligner",
     "judge": "judge",
+    "value": "value",
 }
 
 

@@ -143,14 +143,25 @@ class Suffixes:
 
     def find(self, prefix: Sequence[int]) -> tuple[int, int]:
         """The rows that begin with these tokens; an empty range where there are none."""
-        if not prefix:
-            return 0, len(self.sa)
-        if not all(0 <= t < len(self.offered) - 1 for t in prefix):
-            return 0, 0  # no tokens, or across a separator
-        left, right = self.first[prefix[0]], self.first[prefix[0] + 1]
-        for depth, token in enumerate(prefix[1:], 1):
-            left, right = self.extend(left, right, depth, token)
-        return int(left), int(right)
+        left, right = self.find_all([prefix])
+        return int(left[0]), int(right[0])
+
+    def find_all(self, prefixes: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+        """The rows of many prefixes, a token of all of them at a time."""
+        lens = np.array([len(p) for p in prefixes], np.int64)
+        tokens = np.full((len(prefixes), int(lens.max(initial=0)) + 1), -1, np.int64)
+        for row, prefix in zip(tokens, prefixes, strict=True):
+            row[: len(prefix)] = prefix
+        inside = np.arange(tokens.shape[1]) < lens[:, None]
+        odd = (inside & ((tokens < 0) | (tokens >= len(self.offered) - 1))).any(1)
+        left, right = np.zeros(len(lens), np.int64), np.full(len(lens), len(self.sa))
+        right[odd] = 0  # of what is no token, or crosses a separator, there is nothing
+        one = (lens > 0) & ~odd
+        left[one], right[one] = self.first[tokens[one, 0]], self.first[tokens[one, 0] + 1]
+        for depth in range(1, tokens.shape[1]):
+            on = np.flatnonzero((lens > depth) & (left < right))
+            left[on], right[on] = self.extend(left[on], right[on], depth, tokens[on, depth])
+        return left, right
 
     def extend(self, left: Ints, right: Ints, depth: Ints, token: Ints) -> tuple[Ints, Ints]:
         """The rows in which each token follows: two binary searches for all of them at once.

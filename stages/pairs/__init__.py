@@ -12,8 +12,8 @@ through the loop engine and the record store: a killed run goes on where it was.
 Reading order: answers.py (answers sampled with and without passages, scored by correctness),
 chains.py (the next fact of a chain, among others; linking.py makes a chain by rule), sufficiency.py
 (pools of evidence that answer their question or do not; evidence_pools.py makes them), thoughts.py
-(thoughts that find and answers that read them; thought_groups.py has the rules), __main__.py (the
-shell).
+(thoughts that find and answers that read them; thought_groups.py has the rules), paths.py
+(prefixes of passages that lead to the answer or away from it), __main__.py (the shell).
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +28,7 @@ RECIPES = {
     "chains": "chains",
     "sufficiency": "sufficiency",
     "thoughts": "thoughts",
+    "paths": "paths",
 }
 
 
