@@ -62,9 +62,12 @@ def read_studies(*, params: Path = PARAMS, folder: Path = MEASURED) -> list[Stud
 def _read(name: str, values: Mapping[str, Any], folder: Path) -> Study:
     if not (folder / "metrics.json").exists():
         return Study(name, values, {}, {}, [], {})
-    said = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    hits = json.loads((folder / "hit_rate.json").read_text(encoding="utf-8"))
-    return Study(name, values, said["calibration"], said["served"], hits, said["machine"])
+    said, hits, bars = (
+        json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
+        for part in ("metrics", "hit_rate", "latency")
+    )
+    served = {row["system"]: said["served"][row["system"]] for row in bars}  # in the study's order
+    return Study(name, values, said["calibration"], served, hits, said["machine"])
 
 
 def section(studies: Sequence[Study]) -> list[Section]:

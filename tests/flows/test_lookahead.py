@@ -44,9 +44,15 @@ def project(tmp_path):
     for name in ("hyde", "hyde-budget"):
         folder = tmp_path / "measured" / name
         folder.mkdir(parents=True)
-        said = {"calibration": CALIBRATION, "served": SERVED, "machine": {"cores": 2, "load": 3.2}}
+        said = {
+            "calibration": CALIBRATION,
+            "served": dict(sorted(SERVED.items())),
+            "machine": {"cores": 2, "load": 3.2},
+        }
         (folder / "metrics.json").write_text(json.dumps(said))
         (folder / "hit_rate.json").write_text(json.dumps(HITS))
+        bars = [{"system": system, **figures} for system, figures in SERVED.items()]
+        (folder / "latency.json").write_text(json.dumps(bars))
     return tmp_path
 
 
@@ -76,6 +82,7 @@ def test_other_studies_have_a_row_per_condition_and_their_command(project):
     html = rendered(project)
     assert "dvc repro studies/dvc.yaml:latency@hyde-budget" in html
     assert "2 cores, load 3.2" in html
+    assert html.index("hyde-budget") < html.index('row">none<') < html.index('row">gradual<')
     (none,), (gradual,) = rows(html, "none"), rows(html, "gradual")
     assert none[-1] == "-" and gradual[-1] == "1.33 [1.25–1.42]"
     (dashes,) = rows(html, "-")  # hyde-batch
