@@ -69,7 +69,7 @@ class Params(Reads):
     query_tokens: PositiveInt = 256  # that the aligner reads of question and chain
     # Nats that an option of llm_choice gains with each of its tokens: a sum of log-probabilities
     # prefers short facts. At the mean loss of a token it is the rule "better than the mean
-    # token" (Murray & Chiang, WMT 2018); 0: the sum.
+    # token" (Murray & Chiang, WMT 2018); 0: the sum. 1 is a guess, not tuned.
     length_bonus: NonNegativeFloat = 1.0
     retriever: bool = True  # false: the aligner looks at the facts of the whole corpus
     aligner: bool = True  # false: facts count by their passage's place
