@@ -88,8 +88,14 @@ def make(task: Task, folder: Path) -> dict[str, float]:
 
     values = params.load(Params, "latency", task.entry, study=task.study)
     corpus, index = task.slot("ingest", values.corpus), task.slot("index", values.index)
-    encoder, run = task.slot("finetune", values.encoder), task.slot("runs", values.run)
+    encoder = task.slot("finetune", values.encoder)
     how = load_run(task, values)
+    run = task.folder("runs", values.run)
+    if not run.is_dir():
+        repro = "studies/dvc.yaml:serve@" if task.study else "serve@"
+        raise QuarryError(
+            f"latency.{task.entry}: run {run} is missing. Make it with: dvc repro {repro}{run.name}"
+        )
     recorded = Recorded(values.run, read_table(run, "effects"))
     queries = read_table(corpus, "queries")
     measured, others = studying.pick(recorded, queries, values.questions, values.calibrate)
