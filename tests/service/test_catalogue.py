@@ -163,3 +163,15 @@ def test_an_index_is_searched_by_the_first_of_its_entries_that_is_open(project):
         assert held.searching(name).name == "find"
     assert held.indexes == ["words", "not-built"] and held.searching("lm") is None
     assert held.searching("none") is None
+
+
+def test_an_entry_that_needs_more_than_an_index_and_a_model_says_so(project):
+    entry = read_entries(["find"])["find"]
+    values = entry.values.model_copy(update={"triples": "t", "facts": "f"})
+    held = Catalogue({"find": entry._replace(values=values)})
+    held.open()
+    assert held.why["find"] == (
+        "it needs triples, facts, which the service does not open; "
+        "dvc repro serve@find runs it over its questions."
+    )
+    held.close()

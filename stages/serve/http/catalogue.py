@@ -192,6 +192,12 @@ class Catalogue:
     def _open(self, entry: Entry) -> None:
         place, model = entry.place, entry.values.model
         task = Task("serve", entry.name, False)
+        slots = ("triples", "facts", "scorer")
+        if needs := [slot for slot in slots if getattr(entry.values, slot) != NONE]:
+            raise QuarryError(
+                f"it needs {', '.join(needs)}, which the service does not open; "
+                f"dvc repro serve@{entry.name} runs it over its questions."
+            )
         if place not in self._shelves:
             self._shelves[place] = self._shelf(task, place)
             sharing = Together() if self._shelves[place].ahead else ALIKE
