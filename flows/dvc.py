@@ -274,17 +274,50 @@ def checkout(folder: Path, *, relink: bool = False) -> None:
 def missing(folder: Path) -> list[str]:
     """The outputs below ``folder`` that its lock file names and the cache does not hold whole."""
     with contextlib.chdir(folder), _repo() as repo:
-        cache = repo.cache.local
-        return sorted(
-            str(out.def_path)
-            for stage in _nodes(repo, ())[1]
-            for out in stage.outs
-            if out.use_cache and out.hash_info
-            if not all(
-                Path(cache.oid_to_path(oid)).is_file()
-                for oid, _ in _objects(cache, out.hash_info.value)
-            )
+        return sorted({output for _, output in _missing(repo, ())})
+
+
+def _missing(repo: Repo, targets: Sequence[str]) -> list[tuple[str, str]]:
+    """(stage, output) of what the lock file names and the cache does not hold whole."""
+    cache = repo.cache.local
+    return [
+        (stage.addressing, str(out.def_path))
+        for stage in _nodes(repo, targets)[1]
+        for out in stage.outs
+        if out.use_cache and out.hash_info
+        if not all(
+            Path(cache.oid_to_path(oid)).is_file()
+            for oid, _ in _objects(cache, out.hash_info.value)
         )
+    ]
+
+
+class Fetched(NamedTuple):
+    """Outputs that the cache did not hold, as their stages' lock entries name them."""
+
+    brought: list[str]
+    lacking: list[str]  # neither here nor there: their stages are made again
+    said: str = ""  # by DVC, where it failed
+
+
+def fetch(targets: Sequence[str] = ()) -> Fetched:
+    """Bring into the cache what the lock file names and only the default remote has.
+
+    Nothing is asked of the remote where the cache holds all, and nothing where there is no remote.
+    The workspace stays as it is: ``repro`` then restores a stage instead of running it.
+    """
+    with _repo() as repo:
+        wanted = _missing(repo, targets) if repo.config["core"].get("remote") else []
+    if not wanted:
+        return Fetched([], [])
+    said = ""
+    try:
+        _tell("--wait-for-lock", "fetch", *dict(wanted), folder=Path())
+    except QuarryError as e:
+        said = str(e)
+    with _repo() as repo:
+        lacking = sorted({output for _, output in _missing(repo, targets)})
+    return Fetched(sorted({output for _, output in wanted} - {*lacking}), lacking, said)
 
 
 class Damaged(NamedTuple):

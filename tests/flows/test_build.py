@@ -1,6 +1,9 @@
 """The flow on a real Prefect server: states, limits, failures, artifacts, read back over HTTP."""
 
 import base64
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
@@ -86,6 +89,24 @@ def test_what_an_edit_reaches_is_made_restored_or_left_alone(server, project):
     }
     assert project.calls() == ["step@c"]
     assert state.message == "5 stages: 1 Completed, 2 Restored, 2 Unchanged"
+
+
+def test_a_checkout_without_a_cache_restores_from_the_remote_and_runs_nothing(
+    server, project, tmp_path
+):
+    project.write(step=DIAMOND)
+    project.repro()
+    for argv in (["remote", "add", "-q", "-d", "there", str(tmp_path / "remote")], ["push", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *argv], check=True)
+    for made in (".dvc/cache", "data/a", "data/b", "data/c", "data/d"):
+        shutil.rmtree(project.folder / made)
+    project.calls()
+    state, outcomes = run()
+    assert outcomes == dict.fromkeys([f"step@{x}" for x in "abcd"], "Restored")
+    assert project.calls() == [] and project.text("d") == "A B A C D"
+    logs = ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id(state)]}}})
+    said = "from the DVC remote: data/a, data/b, data/c, data/d"
+    assert said in [line["message"] for line in logs]
 
 
 def test_a_failure_takes_down_its_downstream_only_and_tells_the_end_of_its_log(server, project):
