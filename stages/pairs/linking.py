@@ -3,8 +3,9 @@
 Where nobody wrote down which facts answer a question and the generator is too small to judge
 (TRACE, Fang et al., EMNLP Findings 2024, lets one choose), supporting passages still say much.
 Ours, marked ``rule``: a bridge chain has one fact of each supporting document. The first shares an
-entity or a rare word with the question, each further one an entity with the chain, the last holds
-the answer. A comparison has of each document the fact that shares most with the question.
+entity or a rare word with the question, each further one an entity with the chain (the same name,
+or a name inside a longer one), the last holds the answer. A comparison has of each document the
+fact that shares most with the question.
 
 What words share is weighed by how rare they are among the passages, log((n + 1) / df): it needs no
 list of stop words, and no language.
@@ -19,9 +20,11 @@ from typing import NamedTuple
 
 from stages.answers import normalise
 from stages.chains import triple_text
+from stages.gaps import Alike
 from stages.runs import parent
 
 MOST_DOCUMENTS = 4  # that a chain goes through
+ALIKE = Alike()  # equal, or of two words or more inside the other
 RARE = 0.05  # share of the passages that a rare word may occur in
 
 
@@ -148,14 +151,20 @@ def _chains(facts: list[list[Fact]], asked: Asked) -> Iterator[tuple[Fact, ...]]
         if len(chain) == len(facts):
             yield chain
             continue
-        known = frozenset().union(*(fact.entities for fact in chain))
         todo += [
             ((*chain, fact), (*seen, at))
             for at, own in reversed(list(enumerate(facts)))
             if at not in seen
             for fact in reversed(own)
-            if fact.entities & known and fact.text not in {f.text for f in chain}
+            if _linked(fact, chain) and fact.text not in {f.text for f in chain}
         ]
+
+
+def _linked(fact: Fact, chain: Sequence[Fact]) -> bool:
+    """Whether a subject or object of the fact is one of the chain."""
+    known = {name for f in chain for name in (f.subj, f.obj) if normalise(name)}
+    own = [name for name in (fact.subj, fact.obj) if normalise(name)]
+    return any(ALIKE.names(name, other) for name in own for other in known)
 
 
 def _holds(fact: Fact, golds: Sequence[str]) -> bool:

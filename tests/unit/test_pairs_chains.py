@@ -238,6 +238,13 @@ def test_a_chain_starts_at_the_question_steps_over_a_shared_entity_and_ends_at_t
     assert linked(docids=("lee", "film")) == expected, "the order of the passages does not matter"
 
 
+def test_a_name_inside_a_longer_one_links_a_single_word_does_not() -> None:
+    longer = FACTS | {"lee": [("Dr. Ann Lee Jones", "was born in", "Bergen")]}
+    assert linked(facts=longer)[-1] == triple_text(*longer["lee"][0])
+    assert linked(facts=FACTS | {"lee": [("Lee", "was born in", "Bergen")]}) == "no_link"
+    assert linked(facts=FACTS | {"lee": [("", "was born in", "Bergen")]}) == "no_link"
+
+
 def test_an_answer_stands_as_whole_words() -> None:
     assert linked(answers=["berg"]) == "no_answer"
     assert linked(answers=["the Bergen!"])[-1] == triple_text(*FACTS["lee"][0])
