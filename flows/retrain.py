@@ -34,6 +34,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 from flows import build as building
 from flows import dvc, heartbeat, latency, promote, reasons
 from flows.drift import Verdict, judge, sort_changes
+from flows.drift_plots import drift_figures
 from flows.evidence import find_same, pick_texts, read_drifts, read_evidence
 from flows.gate import Decision, decide
 from flows.policy import Policy, read_policy
@@ -109,7 +110,9 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
         drifts = read_drifts(served, folder, catalogue, policy.drift, policy.flow.encoder)
         days = (time.time() - now.seconds) / DAY_SECONDS if now else None
         verdict = judge(policy.drift, drifts, changed, days=days, forced=force)
-        create_markdown_artifact(reasons.drift_markdown(verdict, drifts), key="drift")
+        plots = building.plot_images("\n".join(drift_figures(policy.drift, drifts)))
+        text = "\n\n".join([reasons.drift_markdown(verdict, drifts), *plots])
+        create_markdown_artifact(text, key="drift")
         if verdict.stopped:
             return Failed(name="Stopped", message="\n".join(verdict.stopped))
         if not verdict.worth:

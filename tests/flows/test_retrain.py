@@ -95,6 +95,7 @@ def test_new_documents_go_through_to_production_and_nothing_else_is_touched(
     assert served_documents(world) == {*DOCUMENTS, *MANY}
     assert "3 new, 0 removed, 0 edited of 12" in flowless["drift"]
     assert "gorse" in flowless["drift"] and "### Accepted" in flowless["gate"]
+    assert flowless["drift"].count("](data:image/svg+xml;base64,") == 3, "limits, documents, words"
     assert git(world.folder, "rev-parse", "main") == user
     assert git(world.folder, "status", "--porcelain") == before
     assert not (world.folder / worktree.WORKTREE / ".quarry/records").exists(), "shared"
