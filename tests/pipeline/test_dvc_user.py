@@ -29,10 +29,13 @@ JUDGED = [("q1", "a"), ("q1", "b"), ("q1", "c"), ("q2", "d")]
 
 INGEST = {"source": "beir", "path": "corpus"}
 SEARCH = {"strategy": "search", "corpus": "notes", "index": "words", "encoder": "none",
-          "triples": "none", "model": "none", "split": "test"}  # fmt: skip
+          "triples": "none", "model": "none", "facts": "none", "scorer": "none",
+          "split": "test"}  # fmt: skip
+WORDS = {"kind": "bm25", "corpus": "notes", "model": "none", "centroids": "none",
+         "triples": "none"}  # fmt: skip
 CATALOGUE = {
     "ingest": {"notes": INGEST},
-    "index": {"words": {"kind": "bm25", "corpus": "notes", "model": "none", "centroids": "none"}},
+    "index": {"words": WORDS},
     "serve": {"all": {**SEARCH, "k": 100}, "best": {**SEARCH, "k": 1}},
     "fuse": {"both": {"rule": "rrf", "corpus": "notes", "runs": ["all", "best"], "rrf_k": 60.0}},
     "evaluate": {"notes": {"suite": "standard", "corpus": "notes", "fused": "notes",
