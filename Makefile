@@ -62,6 +62,13 @@ $(VENV)/.s3: pyproject.toml constraints.txt $(VENV)/.packages
 	@$(PIP) -c constraints.txt -e ".[test,s3-test]" | $(COUNT)
 	@touch $@
 
+test-ray: setup $(VENV)/.ray  ## engine: ray on a cluster of two workers here (240 MB more)
+	@python -m pytest tests/pipeline/test_ray.py
+
+$(VENV)/.ray: pyproject.toml constraints.txt $(VENV)/.packages
+	@$(PIP) -c constraints.txt -e ".[test,ray]" | $(COUNT)
+	@touch $@
+
 lint: setup  ## ruff: rules and format
 	@ruff check . && ruff format --check .
 
@@ -82,4 +89,4 @@ clean:  ## remove what stages wrote and the environment; the DVC cache and recor
 	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .quarry/prefect .quarry/report .quarry/timings .quarry/checkpoints
 	@git clean -qfdX data
 
-.PHONY: help setup run ui retrain deploy test test-slow test-s3 lint bench models-large llm clean
+.PHONY: help setup run ui retrain deploy test test-slow test-s3 test-ray lint bench models-large llm clean

@@ -248,7 +248,8 @@ def embed(
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
     keys = [encoder.model.key(texts[i], "passage") for i in order]
     records = [(docids[i], texts[i]) for i in order]
-    packed = store.compute(keys, records, encode, batch=BATCH, unit="passage")
+    threads = encoder.model.threads
+    packed = store.compute(keys, records, encode, batch=BATCH, unit="passage", cores=threads)
     in_place = [b""] * len(texts)
     for i, record in zip(order, packed, strict=True):
         in_place[i] = record

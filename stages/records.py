@@ -13,9 +13,9 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -35,6 +35,26 @@ CREATE TABLE IF NOT EXISTS records (
 """
 
 
+Engine = Literal["local", "ray"]  # of an entry; what an engine is: stages/engines.py
+Batch = tuple[list[str], list[Any]]  # keys, and a record for each
+Made = tuple[list[str], Sequence[bytes | None]]  # keys, and a value for each
+Compute = Callable[[list[Any]], Sequence[bytes | None]]
+
+
+class Apply(Protocol):
+    """Who computes what the store lacks; another one than ``apply_here``: ``stages.engines``."""
+
+    def __call__(self, fn: Compute, batches: Iterator[Batch], *, cores: int) -> Iterator[Made]:
+        """``fn`` on the records of every batch, in any order; a call of it takes ``cores``."""
+        ...
+
+
+def apply_here(fn: Compute, batches: Iterator[Batch], *, cores: int) -> Iterator[Made]:
+    """One batch after another, in this process."""
+    for keys, records in batches:
+        yield keys, fn(records)
+
+
 def _checksum(key: str, value: bytes) -> bytes:
     return hashlib.blake2b(key.encode() + value, digest_size=8).digest()
 
@@ -42,7 +62,14 @@ def _checksum(key: str, value: bytes) -> bytes:
 class RecordStore:
     """A checksummed, size-bounded map from digest to bytes, safe for several processes."""
 
-    def __init__(self, folder: Path | None = None, *, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        limit_bytes: int = LIMIT_BYTES,
+        apply: Apply = apply_here,
+    ) -> None:
+        self.apply = apply
         self.folder = folder or Path(os.environ.get("QUARRY_RECORDS", DEFAULT))
         self.limit_bytes = limit_bytes
         self.hits = self.misses = self.corrupt = 0
@@ -130,24 +157,26 @@ class RecordStore:
         self,
         keys: Sequence[str],
         records: Sequence[Any],
-        fn: Callable[[list[Any]], Sequence[bytes | None]],
+        fn: Compute,
         *,
         batch: int,
         unit: str,
+        cores: int = 1,
     ) -> list[Any]:
         """One value per key, in order; ``fn`` runs on batches of records whose keys are new.
 
-        Equal keys are computed once. Every batch is kept before the next one starts, so a
-        killed process loses one batch at the most. A None is given back and not kept: the next
-        run computes it again.
+        Equal keys are computed once. Every batch is kept as soon as it is made, so a killed
+        process loses no more than what was being computed. A None is given back and not kept:
+        the next run computes it again. A record is looked up when its batch is due.
         """
+        assert len(keys) == len(records), (len(keys), len(records))
         known = self.get_many(keys)
-        todo = {k: r for k, r in zip(keys, records, strict=True) if k not in known}
+        todo = {k: i for i, k in enumerate(keys) if k not in known}
         names = list(todo)
+        parts = (names[at : at + batch] for at in range(0, len(names), batch))
+        batches = ((part, [records[todo[k]] for k in part]) for part in parts)
         with tqdm(total=len(names), unit=unit, disable=None, delay=2) as bar:
-            for at in range(0, len(names), batch):
-                part = names[at : at + batch]
-                values = fn([todo[k] for k in part])
+            for part, values in self.apply(fn, batches, cores=cores):
                 fresh = dict(zip(part, values, strict=True))
                 self.put_many({k: v for k, v in fresh.items() if v is not None})
                 known |= fresh

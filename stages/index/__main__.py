@@ -9,6 +9,7 @@ from stages.shell import Task
 
 def make(task: Task, folder: Path) -> dict[str, float]:
     """Fill the index directory; counts of what was indexed, encoded and reused."""
+    from stages.engines import ENGINES
     from stages.index import layout
     from stages.records import RecordStore
     from stages.tables import read_table
@@ -20,7 +21,7 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     model = task.slot("finetune", values.model)
     centroids = task.slot("index", values.centroids)
     triples = task.slot("triples", values.triples)
-    with RecordStore() as store:
+    with RecordStore(apply=ENGINES[values.engine]) as store:
         contents = kind.build(passages, values, Inputs(store, model, centroids, triples))
         reused = store.hits
     layout.write_index(folder, name, contents)

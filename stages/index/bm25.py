@@ -27,10 +27,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from tqdm import tqdm
 
 from stages.index import Inputs
-from stages.index.layout import Contents, Index, Slot, rows
+from stages.index.layout import Contents, Index, KindParams, Slot, rows
 from stages.index.postings import as_arrays, from_index, one_text_each, search_postings
 from stages.index.ranking import as_hits
-from stages.params import Entry
 from stages.types import Hits, Query
 
 LONG = 100_000  # passages; fewer are indexed within ten seconds, and bm25s's bars cannot wait
@@ -54,7 +53,7 @@ STOPWORDS: dict[str, Sequence[str]] = {
 STEMMERS = ("none", *Stemmer.algorithms())
 
 
-class Params(Entry):
+class Params(KindParams):
     """An entry of kind bm25."""
 
     kind: Literal["bm25"]

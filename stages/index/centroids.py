@@ -21,14 +21,13 @@ from pydantic import Field
 from stages.errors import QuarryError
 from stages.index import Inputs
 from stages.index.embedding import embed_passages
-from stages.index.layout import Contents, Index, Slot
+from stages.index.layout import Contents, Index, KindParams, Slot
 from stages.index.vectors import Floats
-from stages.params import Entry
 
 ITERATIONS = 20
 
 
-class Params(Entry):
+class Params(KindParams):
     """An entry of kind centroids."""
 
     kind: Literal["centroids"]

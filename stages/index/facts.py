@@ -23,8 +23,7 @@ from stages.encoder import open_encoder
 from stages.errors import QuarryError
 from stages.index import Inputs
 from stages.index.embedding import embed_texts
-from stages.index.layout import Contents, Index, Slot, rows
-from stages.params import Entry
+from stages.index.layout import Contents, Index, KindParams, Slot, rows
 from stages.shell import NONE
 from stages.tables import read_table
 from stages.text import split_sentences
@@ -36,7 +35,7 @@ DTYPES = {"f32": "<f4", "f16": "<f2"}
 BLOCK = 65_536  # rows that are scored at once
 
 
-class Params(Entry):
+class Params(KindParams):
     """An entry of kind facts."""
 
     kind: Literal["facts"]

@@ -13,14 +13,13 @@ from pydantic import Field
 from stages.encoder import encode_queries
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
-from stages.index.layout import Contents, Index, Slot
+from stages.index.layout import Contents, Index, KindParams, Slot
 from stages.index.ranking import as_hits
 from stages.index.vectors import Floats, search_vectors
-from stages.params import Entry
 from stages.types import Hits, Query
 
 
-class Params(Entry):
+class Params(KindParams):
     """An entry of kind flat."""
 
     kind: Literal["flat"]

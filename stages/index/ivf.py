@@ -20,15 +20,14 @@ from stages.clusters import Floats, nearest_clusters
 from stages.encoder import encode_queries
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
-from stages.index.layout import Contents, Index, Slot
+from stages.index.layout import Contents, Index, KindParams, Slot
 from stages.index.lists import assign, inverted_file, read_centroids
 from stages.index.ranking import as_hits
 from stages.index.vectors import search_vectors
-from stages.params import Entry
 from stages.types import Hits, Query
 
 
-class Params(Entry):
+class Params(KindParams):
     """An entry of kind ivf."""
 
     kind: Literal["ivf"]

@@ -15,6 +15,8 @@ from pydantic import AfterValidator
 
 from stages.digest import digest, folder_digest
 from stages.errors import QuarryError
+from stages.params import Entry
+from stages.records import Engine
 from stages.shell import NONE, write_json
 
 META = "meta.json"
@@ -27,6 +29,12 @@ def _named(slot: str) -> str:
 
 
 Slot = Annotated[str, AfterValidator(_named)]  # a slot that may not say "none"
+
+
+class KindParams(Entry):
+    """What every kind's entry may say."""
+
+    engine: Engine = "local"  # who computes what is new: this process, or a Ray cluster
 
 
 class Contents(NamedTuple):

@@ -16,14 +16,13 @@ from pydantic import Field
 
 from stages.index import Inputs
 from stages.index.embedding import embed_passages, encoder_of
-from stages.index.layout import Contents, Index, Slot
+from stages.index.layout import Contents, Index, KindParams, Slot
 from stages.index.postings import as_arrays, from_index, one_text_each, search_postings
 from stages.index.ranking import as_hits
-from stages.params import Entry
 from stages.types import Hits, Query
 
 
-class Params(Entry):
+class Params(KindParams):
     """An entry of kind splade."""
 
     kind: Literal["splade"]

@@ -29,8 +29,7 @@ from tokenizers import Tokenizer
 
 from stages.errors import QuarryError
 from stages.index import Inputs
-from stages.index.layout import Contents, Index, Slot
-from stages.params import Entry
+from stages.index.layout import Contents, Index, KindParams, Slot
 from stages.walks import passage_text, tokenizer_print
 
 Ints = npt.NDArray[np.integer]
@@ -38,7 +37,7 @@ SPACES = ("Ġ", "▁")  # how byte-level and sentencepiece tokenizers write a le
 GATHER = 1024  # rows; a wider range is cut in halves until every piece is one token
 
 
-class Params(Entry):
+class Params(KindParams):
     """An entry of kind suffixes."""
 
     kind: Literal["suffixes"]

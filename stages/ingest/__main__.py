@@ -12,6 +12,7 @@ from stages.shell import Task, method, run, write_json
 
 def make(task: Task, out: Path) -> dict[str, float]:
     """Fill ``out`` with the tables; what was reused and how fast it went are measurements."""
+    from stages.engines import ENGINES
     from stages.ingest.corpus import build_corpus
     from stages.records import RecordStore
     from stages.tables import write_table
@@ -26,7 +27,7 @@ def make(task: Task, out: Path) -> dict[str, float]:
             f"the project's root."
         )
     start = time.perf_counter()
-    with RecordStore() as store:
+    with RecordStore(apply=ENGINES[params.engine]) as store:
         corpus = build_corpus(
             source.read(path, params, store), where=f"ingest.{task.entry} ({path})",
             chunking=params.chunk.model_dump(), deduping=params.dedup.model_dump(),

@@ -216,22 +216,21 @@ def derive(
     lsh = {k: deduping[k] for k in ("ngram", "r", "b")}
     width = 8 * lsh["b"] if signed else 0
     how = digest("ingest", dedup.VERSION, chunk.VERSION, repr((chunking, signed and lsh)))
-    compared = compared_texts(documents)
+    rows = Rows(compared_texts(documents), documents["text"])
 
-    def compute(rows: list[int]) -> list[bytes]:
+    def compute(rows: list[tuple[str, str]]) -> list[bytes]:
         bands = [b""] * len(rows)
         spans = list(bands)
         if signed:
-            hashes = dedup.band_hashes(compared.take(rows).to_pylist(), **lsh)
+            hashes = dedup.band_hashes([compared for compared, _ in rows], **lsh)
             bands = [row.astype("<u8").tobytes() for row in hashes]
         if chunked:
-            texts = documents["text"].take(rows).to_pylist()
-            cut = (chunk.split_passages(text, **chunking) for text in texts)
+            cut = (chunk.split_passages(text, **chunking) for _, text in rows)
             spans = [np.array(s, dtype="<i4").tobytes() for s in cut]
         return [b + s for b, s in zip(bands, spans, strict=True)]
 
     keys = [h + how for h in documents["content_hash"].to_pylist()]
-    values = store.compute(keys, range(len(keys)), compute, batch=BATCH, unit="document")
+    values = store.compute(keys, rows, compute, batch=BATCH, unit="document")
     spans = bands = None
     if signed:
         bands = np.frombuffer(b"".join(v[:width] for v in values), dtype="<u8")
@@ -239,6 +238,19 @@ def derive(
     if chunked:
         spans = [np.frombuffer(v, "<i4", offset=width).reshape(-1, 2).tolist() for v in values]
     return spans, bands
+
+
+class Rows(Sequence[tuple[str, ...]]):
+    """Columns as a sequence of rows, each made when it is asked for."""
+
+    def __init__(self, *columns: pa.ChunkedArray) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, i: int) -> tuple[str, ...]:
+        return tuple(column[i].as_py() for column in self.columns)
 
 
 def compared_texts(documents: pa.Table) -> pa.ChunkedArray:

@@ -14,6 +14,7 @@ from stages.digest import digest
 from stages.ingest.chunk import ChunkParams
 from stages.ingest.dedup import DedupParams
 from stages.params import Entry
+from stages.records import Engine
 from stages.text import canonicalise
 
 Code = Literal[
@@ -129,6 +130,7 @@ class SourceParams(Entry):
     path: str  # file or folder; data/none where a package brings the data
     chunk: ChunkParams = ChunkParams()
     dedup: DedupParams = DedupParams()
+    engine: Engine = "local"  # who computes what is new: this process, or a Ray cluster
     keep_empty: bool = False  # documents with neither title nor text stay; else empty_text
     max_chars: int = Field(1_000_000, gt=0)  # longer documents are set aside: too_long
     # Largest share of rows set aside, of documents, queries and judgements each; a value given

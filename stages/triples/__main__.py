@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from stages import params, shell, triples
+from stages.engines import ENGINES
 from stages.records import RecordStore
 from stages.shell import Task
 from stages.tables import read_table, write_table
@@ -21,7 +22,7 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     passages = smallest(read_table(corpus, "passages"), values.limit)
     passages = with_meta(passages, read_table(corpus, "documents"))
     model = task.slot("finetune", values.model)
-    with RecordStore() as store:
+    with RecordStore(apply=ENGINES[values.engine]) as store:
         found = extractor.extract(passages, values, model=model, store=store)
         facts = {"reused": store.hits, "computed": store.misses}
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, PositiveInt
 
 from stages.digest import uniform
 from stages.params import Entry
+from stages.records import Engine
 from stages.shell import NONE
 from stages.tables import table
 
@@ -31,6 +32,7 @@ class Params(Entry):
     extractor: str  # parse, llm or given
     corpus: Slot  # an ingest entry
     model: str  # a finetune entry of role generator, or "none"
+    engine: Engine = "local"  # who computes what is new: this process, or a Ray cluster
     limit: PositiveInt | None = None  # read only the passages of smallest id hash; none: all
 
 

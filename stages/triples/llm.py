@@ -78,20 +78,30 @@ def extract(passages: pa.Table, params: Params, *, model: Path, store: RecordSto
     )  # fmt: skip
     keys = [digest(made_by, h) for h in passages["text_hash"].to_pylist()]
     rows = list(zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True))
-    generator = functools.cache(lambda: open_generator(model, threads=params.threads))
-
-    def read(batch: list[tuple[str, str]]) -> list[bytes]:
-        prompts = [write_prompt(*row, words=params.passage_words) for row in batch]
-        requests = [Request(p, params.max_tokens, STOP) for p in prompts]
-        return [
-            None if one is None else read_lines(one, title=title, text=text).to_bytes()
-            for one, (title, text) in zip(ask(generator(), requests), batch, strict=True)
-        ]
-
-    values = store.compute(keys, rows, read, batch=BATCH, unit="passage")
+    read = Reader(model, params)
+    values = store.compute(keys, rows, read, batch=BATCH, unit="passage", cores=params.threads)
     extracted = [Found([], {"refused": 1}) if v is None else Found.from_bytes(v) for v in values]
     check_malformed(extracted, params.max_malformed)
     return extracted
+
+
+class Reader:
+    """Batches of (title, text) to records; the model is opened with the first batch, if any."""
+
+    def __init__(self, model: Path, params: Params) -> None:
+        self.model, self.params = model, params
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        return open_generator(self.model, threads=self.params.threads)
+
+    def __call__(self, batch: list[tuple[str, str]]) -> list[bytes | None]:
+        prompts = [write_prompt(*row, words=self.params.passage_words) for row in batch]
+        requests = [Request(p, self.params.max_tokens, STOP) for p in prompts]
+        return [
+            None if one is None else read_lines(one, title=title, text=text).to_bytes()
+            for one, (title, text) in zip(ask(self.generator, requests), batch, strict=True)
+        ]
 
 
 def ask(generator: Generator, requests: list[Request]) -> list[Generation | None]:

@@ -69,17 +69,26 @@ def extract(
     made_by = digest("triples.parse", VERSION, version("spacy"), folder_digest(folder))
     keys = [digest(made_by, h) for h in passages["text_hash"].to_pylist()]
     rows = list(zip(passages["title"].to_pylist(), passages["text"].to_pylist(), strict=True))
-    nlp = functools.cache(lambda: load_parser(folder))  # at the first new passage, if there is one
+    values = store.compute(keys, rows, Reader(folder), batch=BATCH, unit="passage")
+    return [Found.from_bytes(v) for v in values]
 
-    def read(batch: list[tuple[str, str]]) -> list[bytes]:
-        docs = nlp().pipe(SIGNS.sub(r"\1", text[:MAX_CHARS]) for _, text in batch)
+
+class Reader:
+    """Batches of (title, text) to records; the model is loaded with the first batch, if any."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cached_property
+    def nlp(self) -> "Language":
+        return load_parser(self.folder)
+
+    def __call__(self, batch: list[tuple[str, str]]) -> list[bytes]:
+        docs = self.nlp.pipe(SIGNS.sub(r"\1", text[:MAX_CHARS]) for _, text in batch)
         return [
             read_parse(doc, title=title, text=text).to_bytes()
             for doc, (title, text) in zip(docs, batch, strict=True)
         ]
-
-    values = store.compute(keys, rows, read, batch=BATCH, unit="passage")
-    return [Found.from_bytes(v) for v in values]
 
 
 def load_parser(folder: Path) -> "Language":

@@ -169,8 +169,8 @@ def test_the_check_sees_a_store_that_answers_for_another_record(encoder, parser)
         p.write(documents)
         p.run("kept")
 
-        def backwards(self, keys, records, fn, *, batch, unit):
-            return compute(self, keys[::-1], records[::-1], fn, batch=batch, unit=unit)
+        def backwards(self, keys, records, fn, **how):
+            return compute(self, keys[::-1], list(records)[::-1], fn, **how)
 
         compute = parse.RecordStore.compute
         patch.setattr(parse.RecordStore, "compute", backwards)
