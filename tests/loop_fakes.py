@@ -11,7 +11,7 @@ from stages.types import Generation, Hit, Inbox, Query, Request, Span, TokenEven
 
 
 class FakeLLM:
-    """Texts from a script, or else from the digest of prompt and seed; calls are counted."""
+    """Texts from a script, else from the digest of prompt and seed, cut at the limit; counted."""
 
     fingerprint = "fake-llm"
     context = 1000
@@ -37,9 +37,13 @@ class FakeLLM:
         text = self.script(r.prompt)
         if text is None:
             text = "w" + digest(r.prompt, str(r.seed))[:6]
-        n = min(len(text.split()), r.max_tokens)
+        words = list(re.finditer(r"\S+", text))
+        n = min(len(words), r.max_tokens)
+        if n < len(words):
+            text = text[: words[n - 1].end()] if n else ""
         doubts = tuple(_doubts(text, threshold) for threshold in r.doubt_below)
-        return Generation(text, len(r.prompt.split()), n, "stop", doubts)
+        finish = "stop" if n == len(words) else "length"
+        return Generation(text, len(r.prompt.split()), n, finish, doubts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(t.split()) for t in texts]

@@ -1,10 +1,12 @@
 """Awkward text for everyone's properties: empty, one token, right-to-left, combining, long."""
 
+from pathlib import Path
+
 import pyarrow as pa
 from hypothesis import strategies as st
 
 from stages.digest import digest
-from stages.tables import table
+from stages.tables import table, write_table
 
 AWKWARD = [
     "",
@@ -45,3 +47,17 @@ def passages_table(*texts: str) -> pa.Table:
             for i, text in enumerate(texts)
         ],
     )  # fmt: skip
+
+
+def write_corpus(folder: Path, *texts: str) -> None:
+    """A corpus of these passages, each of a document of its own, as ingest leaves it."""
+    passages = passages_table(*texts)
+    rows = [
+        {"docid": d, "title": "", "text": t, "content_hash": digest(t), "dup_of": "",
+         "locator": f"lines:{d}", "meta": "{}"}
+        for d, t in zip(passages["parent"].to_pylist(), texts, strict=True)
+    ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(passages, folder, "passages")
+    write_table(table("documents", rows), folder, "documents")
+    write_table(table("qrels", []), folder, "qrels")

@@ -128,7 +128,7 @@ def play(
     method: ModuleType, text: str, *, says: Sequence[str] = (), finds: Mapping[Query, str] = {},
     chooses: Sequence[int] = (), unsure: Callable[[str, float], Sequence[Span]] = lambda t, p: (),
     options: Sequence[str] = (), finish: str = "stop", texts: Mapping[str, tuple[str, str]] = TEXTS,
-    encoder: Any = None, facts: Any = None, **values: Any,
+    vectors: Any = None, facts: Any = None, **values: Any,
 ) -> Played:  # fmt: skip
     """Run a strategy on one question.
 
@@ -151,7 +151,7 @@ def play(
                 tail = "#0" if unit == "passage" else ""
                 return [Hit(f"{name}{tail}", 9.0 - i) for i, name in enumerate(names)]
             case Encode(texts=encoded, role=role):
-                return encoder.encode(encoded, role)
+                return vectors.encode(encoded, role)
         return None
 
     params = params_of(method, **values)

@@ -11,7 +11,7 @@ import pytest
 from encoders import tiny_bert
 from ingest_corpora import write_lines
 from rooms import files, run_room, write_params
-from strategies import passages_table
+from strategies import write_corpus
 
 from stages.tables import read_table, table, write_table
 
@@ -37,8 +37,7 @@ def test_an_index_is_not_searched_with_another_encoder() -> None:
     tiny_bert(Path("data/finetune/tiny"))
     tiny_bert(Path("data/finetune/retrained"), seed=4)
     corpus = Path("data/ingest/c")
-    corpus.mkdir(parents=True)
-    write_table(passages_table("amber", "birch"), corpus, "passages")
+    write_corpus(corpus, "amber", "birch")
     question = {"qid": "q", "text": "amber", "split": "test", "answers": [], "options": [],
                 "meta": "{}"}  # fmt: skip
     write_table(table("queries", [question]), corpus, "queries")

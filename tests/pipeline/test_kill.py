@@ -20,7 +20,7 @@ import pytest
 from encoders import tiny_bert
 from language_models import tiny_lm
 from rooms import files, run_room, write_params
-from strategies import passages_table
+from strategies import write_corpus
 
 from stages.records import RecordStore
 from stages.tables import table, write_table
@@ -50,9 +50,7 @@ def long_ingest() -> None:
 
 
 def corpus(n: int, words: int) -> None:
-    folder = Path("data/ingest/c")
-    folder.mkdir(parents=True)
-    write_table(passages_table(*sentences(n, words)), folder, "passages")
+    write_corpus(Path("data/ingest/c"), *sentences(n, words))
 
 
 def long_parse() -> None:

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rooms import files, run_room, write_params
-from strategies import passages_table
+from strategies import write_corpus
 
-from stages.tables import read_table, write_table
+from stages.tables import read_table
 
 ENTRY = {"extractor": "parse", "corpus": "small", "model": "none"}
 CORPUS = Path("data/ingest/small")
@@ -24,8 +24,7 @@ def project(tmp_path: Path, monkeypatch) -> None:
 
 
 def corpus(*texts: str) -> None:
-    CORPUS.mkdir(parents=True, exist_ok=True)
-    write_table(passages_table(*texts), CORPUS, "passages")
+    write_corpus(CORPUS, *texts)
 
 
 def written() -> list[str]:

@@ -44,7 +44,7 @@ OPERA = "<Aida; is; opera>"
 
 def ask(text: str = Q, facts: Any = None, **values: Any) -> Played:
     """A question about the seven passages of strategy_worlds."""
-    return play(kirag, text, encoder=WordVectors(), facts=facts or facts_of(FACTS), **values)
+    return play(kirag, text, vectors=WordVectors(), facts=facts or facts_of(FACTS), **values)
 
 
 def told(played: Played) -> dict[str, Any]:
