@@ -11,9 +11,11 @@ which is scored. Nothing is dropped out. The reference is the model before train
 log-probabilities are computed once per group, alone, and kept in the record store.
 
 Equal inputs train to equal bytes, also when training was killed and goes on from a checkpoint.
+Several processes (``stages.ranks``) train as one does, up to the rounding of sums.
 """
 
 import json
+import logging
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +31,10 @@ from stages.digest import digest
 from stages.errors import QuarryError
 from stages.preference import Group, Pairing, preferred, win_probability
 from stages.preference_losses import Scores, weighted_mean
+from stages.ranks import ALONE, Ranks
 from stages.records import RecordStore
+
+log = logging.getLogger(__name__)
 
 VERSION = "1"  # of what a log-probability and a step are; part of every key
 CLIP = 1.0  # largest gradient norm of a step
@@ -225,13 +230,15 @@ def train(
     warmup: float,
     seed: int,
     checkpoint: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Move the model's trainable parameters ``steps`` times; what it cost.
 
     A step reads ``batch`` groups, pack by pack, and divides by the weight of all of them: the
     packs' sizes do not matter. AdamW without decay; the rate rises over the first ``warmup``
     share of the steps and falls to 0 linearly. Groups of weight 0 are not looked at.
-    Training goes on from ``checkpoint`` where that was written by the same training.
+    Training goes on from ``checkpoint`` where that was written by the same training. Each of
+    ``ranks`` reads its share of a step's groups; the first keeps the checkpoint.
     """
     items = [i for i in items if i.encoded.group.weight > 0]
     if not items:
@@ -246,15 +253,18 @@ def train(
         for step in range(first, steps):
             chosen = [next(stream) for _ in range(batch)]
             weight = sum(i.encoded.group.weight for i in chosen)
-            total = 0.0
-            for part in pack(chosen, tokens):
+            total, seen = 0.0, 0
+            for part in pack(ranks.share(chosen), tokens):
                 logps = log_probs(model, [i.encoded for i in part])
                 losses = goal.loss(build_scores(part, logps, goal))
                 weights = losses.new_tensor([i.encoded.group.weight for i in part])
                 loss = (weights * losses).sum() / weight
                 loss.backward()
                 total += loss.item()
-                read += sum(i.encoded.size for i in part)
+                seen += sum(i.encoded.size for i in part)
+            total, seen = _add_up(ranks, total, seen, trained)
+            read += seen
+            log.debug("step %d: loss %.9g", step, total)
             nn.utils.clip_grad_norm_(trained.values(), CLIP)
             for group in optimiser.param_groups:
                 group["lr"] = lr * _schedule(step, steps, warmup)
@@ -262,9 +272,24 @@ def train(
             optimiser.zero_grad()
             bar.set_postfix(loss=f"{total:.3f}", refresh=False)
             bar.update()
-            if checkpoint and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
+            due = (step + 1) % SAVE_EVERY == 0 or step + 1 == steps
+            if checkpoint and due and ranks.rank == 0:
                 save(checkpoint, step + 1, trained, optimiser)
     return {"trained_tokens": read, "trained_steps": steps - first}
+
+
+def _add_up(
+    ranks: Ranks, loss: float, tokens: int, trained: dict[str, nn.Parameter]
+) -> tuple[float, int]:
+    """Loss and tokens of the whole step; gradients become those of the whole step."""
+    if ranks.size == 1:
+        return loss, tokens
+    for p in trained.values():
+        if p.grad is None:  # no group of this step is this process's
+            p.grad = torch.zeros_like(p)
+    sums = torch.tensor([loss, float(tokens)])
+    ranks.add_up([sums, *(p.grad for p in trained.values())])
+    return sums[0].item(), round(sums[1].item())
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:

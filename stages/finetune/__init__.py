@@ -27,6 +27,8 @@ RECIPES = {
     "value": "value",
 }
 
+SHARED = ("preference",)  # recipes whose training several processes can share
+
 
 class Inputs(NamedTuple):
     """The folders that an entry's slots name; None where a slot says ``none``."""

@@ -8,6 +8,7 @@ an answer is β·log π(answer | prompt); a scalar head is not trained here.
 
 Trains on the groups of split train; what the trained model does on split dev is in
 ``training.json``. A killed training goes on from its checkpoint in ``.quarry/checkpoints``.
+Under ``accelerate launch`` several processes train together (docs/scale.md).
 """
 
 import functools
@@ -27,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from stages import preference_trainer as trainer
+from stages import ranks
 from stages.checkpoint import CHECKPOINTS
 from stages.digest import digest
 from stages.errors import QuarryError
@@ -89,9 +91,16 @@ class Params(Entry):
 def train(params: Params, inputs: Inputs, out: Path) -> dict[str, float]:
     """Fill ``out`` with the trained generator; tokens per second.
 
+    Of several processes only the first fills its ``out``.
+
     Raises:
         QuarryError: an input is not what it must be, or there is nothing to train on.
     """
+    with ranks.together() as all_:
+        return _train(params, inputs, out, all_)
+
+
+def _train(params: Params, inputs: Inputs, out: Path, all_: ranks.Ranks) -> dict[str, float]:
     torch.set_num_threads(params.threads)
     transformers_logging.disable_progress_bar()
     made = _local(inputs.model)
@@ -105,7 +114,8 @@ def train(params: Params, inputs: Inputs, out: Path) -> dict[str, float]:
         params.beta, params.loss not in WITHOUT_REFERENCE, params.pairing,
     )  # fmt: skip
     began = time.perf_counter()
-    items, too_long = _items(model, groups, inputs.model, made["fingerprint"], params)
+    with all_.first():  # the others find it in the record store
+        items, too_long = _items(model, groups, inputs.model, made["fingerprint"], params)
     reference_seconds = time.perf_counter() - began
     learn = [i for i in items if i.encoded.group.split == "train"]
     dev = [i for i in items if i.encoded.group.split == "dev"]
@@ -116,7 +126,10 @@ def train(params: Params, inputs: Inputs, out: Path) -> dict[str, float]:
     cost = trainer.train(
         model, learn, goal, steps=params.steps, batch=params.batch, tokens=params.tokens,
         lr=params.lr, warmup=params.warmup, seed=params.seed, checkpoint=checkpoint,
+        ranks=all_,
     )  # fmt: skip
+    if all_.rank > 0:
+        return cost
     seconds = time.perf_counter() - began
     quality = trainer.measure(model, dev, goal, tokens=params.tokens)
     log.info("after training, on dev: %s", quality)
