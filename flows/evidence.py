@@ -25,7 +25,7 @@ from flows.gate import Evidence, GatePolicy, query_set
 from stages.digest import uniform
 from stages.errors import QuarryError
 from stages.splits import of_split
-from stages.tables import read_table
+from stages.tables import has_table, read_table
 
 
 def read_drifts(
@@ -42,10 +42,10 @@ def read_drifts(
     drifts = {}
     for corpus in corpora:
         old, new = (folder / "data/ingest" / corpus for folder in (promoted, candidate))
-        if not (new / "documents.parquet").is_file():
+        if not has_table(new, "documents"):
             continue  # its stage failed or was not made; the build says so
         after = read_table(new, "documents")
-        is_known = (old / "documents.parquet").is_file()
+        is_known = has_table(old, "documents")
         before = read_table(old, "documents") if is_known else after.slice(0, 0)
         changes = changed_documents(before, after)
         if not changes.share:

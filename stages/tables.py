@@ -2,8 +2,13 @@
 
 Row order is part of the contract: ``write_table`` sorts by the schema's key, so equal rows
 make equal bytes whatever order they were computed in. An empty table is a legal table.
+
+A table is one file, ``<kind>.parquet``, or, where its entry says ``shards: n``, n files in the
+folder ``<kind>``. The hash of a row's first key says in which: it moves only when n changes. A
+reader sees the same table either way.
 """
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,18 +141,35 @@ def check_table(t: pa.Table, kind: str, *, where: str) -> pa.Table:
     return t.select(schema.names).replace_schema_metadata(None)
 
 
+def has_table(folder: Path, kind: str) -> bool:
+    """Whether the table lies there, as a file or in shards."""
+    return (folder / f"{kind}.parquet").is_file() or (folder / kind).is_dir()
+
+
 def read_table(folder: Path, kind: str) -> pa.Table:
-    """The table ``folder/<kind>.parquet``, checked.
+    """The table ``kind`` of a folder, checked.
 
     Raises:
-        QuarryError: it is missing, not Parquet, or has another schema.
+        QuarryError: it or a shard of it is missing, not Parquet, or has another schema.
     """
     path = folder / f"{kind}.parquet"
-    if not path.exists():
+    if not has_table(folder, kind):
         raise QuarryError(
             f"{path}: table {kind} is missing. Run the stage that writes {folder} first: "
             f"dvc repro (dvc dag shows which)."
         )
+    if path.is_file():
+        return _read(path, kind)
+    there = sorted((folder / kind).iterdir())
+    if not there or there != _shard_paths(folder, kind, len(there)):
+        raise QuarryError(
+            f"{folder / kind}: a shard of table {kind} is missing, or something else lies there: "
+            f"{', '.join(p.name for p in there[:3]) or 'nothing'}. Rebuild it."
+        )
+    return sort_table(pa.concat_tables([_read(p, kind) for p in there]), kind)
+
+
+def _read(path: Path, kind: str) -> pa.Table:
     try:
         t = pq.read_table(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as e:
@@ -161,10 +183,32 @@ def sort_table(t: pa.Table, kind: str) -> pa.Table:
     return t.take(pc.sort_indices(t, sort_keys=keys)) if t.num_rows > 1 else t
 
 
-def write_table(t: pa.Table, folder: Path, kind: str) -> Path:
-    """Check, sort and write ``folder/<kind>.parquet``; equal rows give equal bytes."""
+def write_table(t: pa.Table, folder: Path, kind: str, *, shards: int = 1) -> Path:
+    """Check, sort and write ``folder/<kind>.parquet``, or its shards; equal rows, equal bytes."""
     path = folder / f"{kind}.parquet"
     t = sort_table(check_table(t, kind, where=str(path)), kind).combine_chunks()
+    if shards == 1:
+        return _write(t, path)
+    (folder / kind).mkdir()
+    place = pa.array(
+        [_shard(key, shards) for key in t[TABLES[kind].key[0]].to_pylist()], pa.int64()
+    )
+    for i, shard in enumerate(_shard_paths(folder, kind, shards)):
+        _write(t.filter(pc.equal(place, i)).combine_chunks(), shard)
+    return folder / kind
+
+
+def _shard(key: str, shards: int) -> int:
+    """Which shard the rows of a key belong to, from its hash alone."""
+    hashed = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(hashed, "big") % shards
+
+
+def _shard_paths(folder: Path, kind: str, shards: int) -> list[Path]:
+    return [folder / kind / f"{i:05d}-of-{shards:05d}.parquet" for i in range(shards)]
+
+
+def _write(t: pa.Table, path: Path) -> Path:
     pq.write_table(
         t, path, compression="zstd", compression_level=3, row_group_size=ROW_GROUP,
         use_dictionary=False, write_statistics=True, store_schema=True, version="2.6",

@@ -37,7 +37,8 @@ def make(task: Task, out: Path) -> dict[str, float]:
         reused, computed = store.hits, store.misses
     seconds = time.perf_counter() - start
     for kind, table in corpus.tables.items():
-        write_table(table, out, kind)
+        grows = kind in ("documents", "passages")
+        write_table(table, out, kind, shards=params.shards if grows else 1)
     write_json(out / "stats.json", corpus.stats)
     passages = corpus.tables["passages"].num_rows
     return {

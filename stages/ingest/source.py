@@ -131,6 +131,9 @@ class SourceParams(Entry):
     chunk: ChunkParams = ChunkParams()
     dedup: DedupParams = DedupParams()
     engine: Engine = "local"  # who computes what is new: this process, or a Ray cluster
+    shards: int = Field(
+        1, gt=0
+    )  # files of documents and of passages, by hash of the id; one: a plain file
     keep_empty: bool = False  # documents with neither title nor text stay; else empty_text
     max_chars: int = Field(1_000_000, gt=0)  # longer documents are set aside: too_long
     # Largest share of rows set aside, of documents, queries and judgements each; a value given

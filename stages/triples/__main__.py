@@ -26,7 +26,7 @@ def make(task: Task, folder: Path) -> dict[str, float]:
         found = extractor.extract(passages, values, model=model, store=store)
         facts = {"reused": store.hits, "computed": store.misses}
 
-    write_table(triples_table(passages, found), folder, "triples")
+    write_table(triples_table(passages, found), folder, "triples", shards=values.shards)
     shell.write_json(folder / "stats.json", count(found))
     raw = [
         {"docid": docid, "raw": one.raw}

@@ -33,6 +33,7 @@ class Params(Entry):
     corpus: Slot  # an ingest entry
     model: str  # a finetune entry of role generator, or "none"
     engine: Engine = "local"  # who computes what is new: this process, or a Ray cluster
+    shards: PositiveInt = 1  # files of the table, by hash of the id; one: a plain file
     limit: PositiveInt | None = None  # read only the passages of smallest id hash; none: all
 
 

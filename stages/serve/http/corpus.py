@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from stages.serve.asked import Library
 from stages.serve.http.problems import dumps
-from stages.tables import read_table
+from stages.tables import has_table, read_table
 from stages.types import Hit
 
 KEPT = 2**24  # bytes of passages that are kept as JSON
@@ -23,7 +23,7 @@ class Corpus:
     def __init__(self, folder: Path) -> None:
         self._passages = read_table(folder, "passages").select(FIELDS)
         self._origin: dict[str, tuple[str, str]] = {}  # document -> (locator, dup_of)
-        if (folder / "documents.parquet").exists():
+        if has_table(folder, "documents"):
             columns = read_table(folder, "documents").select(["docid", "locator", "dup_of"])
             docids, *origins = (column.to_pylist() for column in columns)
             self._origin = dict(zip(docids, zip(*origins, strict=True), strict=True))
