@@ -48,14 +48,15 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flows import dvc, report, ui
+from flows import dvc, process, report, ui
 from flows.page import STYLE, render_html
 from flows.plan import AT_ONCE, TORCH_AT_ONCE, TORCH_TAG, Plan
 from stages.errors import QuarryError
 
 # Between tries. Another DVC process may hold a stage for as long as the stage takes.
 RETRY_SECONDS = {dvc.StageBusy: (2, 5, 10, *[30] * 120), dvc.StageOffline: (2, 10, 30)}
-WATCH_SECONDS = 2  # between looks at whether the run was cancelled
+WATCH_SECONDS = 2  # between looks at whether the run was cancelled, and the server is there
+GONE_SECONDS = 60  # without the server, until the flow gives up; one of its own never comes back
 PROGRESS_SECONDS = 10  # between reports of a stage's progress to the server
 READ_AT_ONCE = 200  # task runs; the server gives no more
 RECORD_SECONDS = 30  # for the server to write down how the tasks ended
@@ -339,6 +340,12 @@ def on_server() -> Iterator[None]:
     """Flows in the block go to the server there is, or to one that ends with the block."""
     with contextlib.ExitStack() as stack:
         url = get_current_settings().api.url or ui.running()
+        if url is not None and ui.is_gone(url):
+            raise QuarryError(
+                f"nothing answers at PREFECT_API_URL={url}. Start that server, or unset the "
+                f"variable: the flow then brings a server of its own."
+            )
+        patience = GONE_SECONDS if url else 0
         if url is None:
             for sent in (signal.SIGTERM, signal.SIGHUP):  # or they would leave it running
                 signal.signal(sent, signal.default_int_handler)
@@ -346,7 +353,38 @@ def on_server() -> Iterator[None]:
             url = stack.enter_context(ui.serving())
         stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
         print(f"watch it: {url.removesuffix('/api')}", flush=True)
+        stack.enter_context(_ending_without(url, patience))
         yield
+
+
+@contextlib.contextmanager
+def _ending_without(url: str, patience: float) -> Iterator[None]:
+    """End stages and this process when nothing has listened at the address for so many seconds.
+
+    Prefect's client would try again for a minute at each of its calls, and there are many.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not over.wait(WATCH_SECONDS):
+            if not ui.is_gone(url):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > patience:
+                process.end_all()
+                print(
+                    f"quarry: the Prefect server at {url} is gone. What was made is kept: "
+                    f"run the same command again.", file=sys.stderr, flush=True,
+                )  # fmt: skip
+                os._exit(2)
+
+    watcher = threading.Thread(target=watch, name="is the server there", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _lines_above_the_bar() -> contextlib.AbstractContextManager[None]:

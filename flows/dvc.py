@@ -4,6 +4,9 @@ Questions go to DVC's Python API, from the main thread only (a ``Repo`` is not t
 Work is the ``dvc`` command, a process group per stage. Stages run side by side because DVC gives
 its lock back while a stage's command runs; that needs ``--wait-for-lock`` and ``--single-item``.
 
+DVC writes ``dvc.lock`` in place. It is read under DVC's lock, so never while another DVC is at it,
+and what a killed one has left of it is made whole again (``mend``).
+
 ``python -m flows.dvc verify`` hashes the cache. DVC does not: a checkout delivers a damaged entry
 and the status still says that all is up to date.
 """
@@ -12,8 +15,10 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,11 +30,16 @@ from typing import Any, NamedTuple
 import networkx as nx
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc.utils.serialize import YAMLFileCorruptedError, dump_yaml, parse_yaml_for_update
 from tqdm import tqdm
+from voluptuous import Invalid
 
 from flows.process import GRACE_SECONDS, Stopped, run
 from stages.errors import QuarryError
+
+log = logging.getLogger(__name__)
 
 UNCHANGED, RESTORED, COMPLETED = "Unchanged", "Restored", "Completed"
 TAIL_LINES = 20  # of the log, in the message of a failed stage
@@ -45,6 +55,8 @@ _ADVICE = (
     "\tdvc config core.autostage true", "Use `dvc push` to send your updates",
     "Data and pipelines are up to date.", "Updating lock file", "Generating lock file",
 )  # fmt: skip
+LOCK_FILES = ("dvc.lock", "studies/dvc.lock")
+_FULL = re.compile(r"No space left on device|database or disk is full|Disk quota exceeded")
 _BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 _NETWORK = re.compile(
     r"Temporary failure in name resolution|Name or service not known|Network is unreachable"
@@ -80,11 +92,17 @@ class StageStopped(QuarryError):
 
 @contextlib.contextmanager
 def _repo() -> Iterator[Repo]:
-    """The project's ``Repo``, waiting for DVC's lock; DVC's errors become ours."""
+    """The project's ``Repo``, under DVC's lock, its lock files whole; DVC's errors become ours."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("DVC's Python API is for the main thread only")
     try:
-        with contextlib.closing(Repo(_wait_for_lock=True)) as repo:
+        with contextlib.closing(Repo(_wait_for_lock=True)) as repo, lock_repo(repo):
+            try:
+                _ = repo.index.stages
+            except DvcException:
+                if not any([mend(Path(repo.root_dir) / name) for name in LOCK_FILES]):
+                    raise
+                repo._reset()
             yield repo
     except DvcException as e:
         causes = [str(e)]
@@ -92,6 +110,41 @@ def _repo() -> Iterator[Repo]:
             e = e.__cause__
             causes.append(str(e))
         raise QuarryError("dvc: " + ": ".join(dict.fromkeys(causes))) from e
+
+
+def mend(path: Path) -> bool:
+    """Whether a lock file was cut off, by a kill or a full disk, and is whole again.
+
+    The stages before the cut stay as they are; those behind it are as in Git's last commit, or
+    unknown. DVC's run cache holds what was made of them, and ``repro`` restores it from there.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if text is None or _locked(text) is not None or re.search("^(<<<<<<<|>>>>>>>)", text, re.M):
+        return False
+    begins = [at.start() for at in re.finditer(r"^  \S", text, re.M)]
+    before = _locked(text[: begins[-1]] if len(begins) > 1 else "") or {}
+    if len(begins) > 1 and not before:
+        return False  # damaged elsewhere than at its end: DVC says where
+    argv = ["git", "show", f"HEAD:./{path.name}"]
+    shown = subprocess.run(argv, cwd=path.parent, capture_output=True, text=True)
+    committed = (_locked(shown.stdout) if shown.returncode == 0 else None) or {}
+    whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    dump_yaml(whole, {"schema": "2.0", "stages": {**committed, **before}})
+    whole.replace(path)
+    log.warning(
+        "%s was cut off while DVC wrote it: %d stages were whole, %d are taken from the last "
+        "commit. What else was made comes from DVC's run cache.",
+        path.name, len(before), len(committed.keys() - before.keys()),
+    )  # fmt: skip
+    return True
+
+
+def _locked(text: str) -> dict[str, Any] | None:
+    """The stages of a lock file; None if it is none."""
+    try:
+        return COMPILED_LOCKFILE_SCHEMA(parse_yaml_for_update(text, "dvc.lock")).get("stages", {})
+    except (YAMLFileCorruptedError, Invalid):
+        return None
 
 
 def _nodes(repo: Repo, targets: Sequence[str]) -> tuple[nx.DiGraph, list[Any]]:
@@ -138,12 +191,11 @@ def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
     with _repo() as repo:
         _, order = _nodes(repo, targets)
         found: dict[str, list[Any]] = {}
-        with repo.lock:
-            for stage in order:
-                try:
-                    found.update(stage.status(check_updates=True))
-                except LockError as e:
-                    found[stage.addressing] = [str(e)]
+        for stage in order:
+            try:
+                found.update(stage.status(check_updates=True))
+            except LockError as e:
+                found[stage.addressing] = [str(e)]
         return found
 
 
@@ -202,8 +254,23 @@ def repro(
         raise kind(
             f"{name} failed with exit status {status}. It alone: "
             f"dvc repro --single-item {name}. The end of its log:\n{end}"
+            + (_free_space() if _FULL.search(end) else "")
         )
     return outcome or COMPLETED  # a DVC with other words: when in doubt, it ran
+
+
+def _free_space() -> str:
+    """Where stages write, and what is left there."""
+    places = {
+        "outputs": Path("data"), "the cache": Path(".dvc/cache"),
+        "records": Path(os.environ.get("QUARRY_RECORDS", ".quarry/records")),
+    }  # fmt: skip
+    left = [
+        f"{what} ({path.resolve()}): {shutil.disk_usage(path).free / 2**20:.0f} MiB"
+        for what, path in places.items()
+        if path.exists()
+    ]
+    return f"\nA disk is full. Make room and run it again. Free: {', '.join(left)}"
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
@@ -342,21 +409,21 @@ def verify(*, repair: bool = False) -> list[Damaged]:
             if out.hash_info and out.hash_info.name == "md5" and out.use_cache
             for oid, inside in _objects(cache, out.hash_info.value)
         }
-        there = {path: named for path, named in entries.items() if path.is_file()}
-        damaged = []
-        total = sum(path.stat().st_size for path in there)
-        with tqdm(total=total, unit="B", unit_scale=True, disable=None, delay=2) as bar:
-            for path, (oid, output, copy) in there.items():
-                bar.update(path.stat().st_size)
-                with path.open("rb") as f:
-                    found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False))
-                if found.hexdigest() != oid.removesuffix(".dir"):
-                    damaged.append(Damaged(str(output), path))
-                    if repair and copy.is_file() and copy.samefile(path):
-                        copy.unlink()
-                    if repair:
-                        path.unlink()
-        return damaged
+    there = {path: named for path, named in entries.items() if path.is_file()}
+    damaged = []
+    total = sum(path.stat().st_size for path in there)
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, delay=2) as bar:
+        for path, (oid, output, copy) in there.items():
+            bar.update(path.stat().st_size)
+            with path.open("rb") as f:
+                found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False))
+            if found.hexdigest() != oid.removesuffix(".dir"):
+                damaged.append(Damaged(str(output), path))
+                if repair and copy.is_file() and copy.samefile(path):
+                    copy.unlink()
+                if repair:
+                    path.unlink()
+    return damaged
 
 
 def _objects(cache: Any, oid: str) -> Iterator[tuple[str, str]]:

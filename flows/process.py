@@ -24,6 +24,7 @@ ROWS, COLUMNS = 24, 100
 
 # A progress bar, or DVC's mark for one to come. Bars below bars end lines to get there.
 _BAR = re.compile(r".*\[\d+:\d+(<[^\]]*)?, [^\]]*\]$|!$")
+_running: set[subprocess.Popen[bytes]] = set()
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -59,6 +60,7 @@ def run(
             )  # fmt: skip
         finally:
             os.close(side)
+        _running.add(process)
         with process:
             try:
                 for stream, text, is_ended in _read(process, errors):
@@ -71,6 +73,7 @@ def run(
                         on_line(text)
             finally:
                 end_group(process, grace)
+                _running.discard(process)
     return process.returncode
 
 
@@ -123,6 +126,12 @@ def _block(fd: int) -> bytes:
 def _shown(line: bytes) -> str:
     """What a terminal shows of a line: what was written after the last return to its start."""
     return _ESCAPES.sub("", line.decode("utf-8", errors="replace")).rstrip("\r").split("\r")[-1]
+
+
+def end_all(grace: float = GRACE_SECONDS) -> None:
+    """End the groups of all commands that run now, for a process that is about to end itself."""
+    for process in [*_running]:
+        end_group(process, grace)
 
 
 def end_group(process: subprocess.Popen[bytes], grace: float) -> None:

@@ -43,6 +43,17 @@ def is_healthy(api_url: str) -> bool:
         return False
 
 
+def is_gone(api_url: str) -> bool:
+    """Whether nothing listens there. A server that is busy, or says that it is ill, is not gone."""
+    try:
+        httpx.get(f"{api_url}/health", timeout=5)
+    except httpx.ConnectError:
+        return True
+    except httpx.HTTPError:
+        pass
+    return False
+
+
 def running() -> str | None:
     """The API address of this project's ``python -m flows.ui``, None if it is not running."""
     try:

@@ -24,7 +24,8 @@ def run_room(room: str, entry: str) -> str:
         SystemExit: with status 2, its message on standard error.
     """
     main = import_module(f"stages.{room}.__main__")
-    out = getattr(main, "run_folder", None) or (lambda task: task.folder(room, entry))
+    named = {"serve": "run_folder", "fuse": "fused_folder"}.get(room)
+    out = getattr(main, named) if named else (lambda task: task.folder(room, entry))
     argv, handlers = sys.argv, logging.getLogger().handlers[:]
     sys.argv = [room, entry]
     try:
