@@ -1,5 +1,7 @@
 """The shell of ingestion: an entry's source is read and its tables are written."""
 
+import contextlib
+import stat
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ def make(task: Task, out: Path) -> dict[str, float]:
             f"ingest.{task.entry}.path: {path} is not there. Name a file or folder, relative to "
             f"the project's root."
         )
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _look(path)
     with RecordStore(apply=ENGINES[params.engine]) as store:
         corpus = build_corpus(
             source.read(path, params, store), where=f"ingest.{task.entry} ({path})",
@@ -35,6 +37,11 @@ def make(task: Task, out: Path) -> dict[str, float]:
             quarantine_max=params.quarantine_max, store=store,
         )  # fmt: skip
         reused, computed = store.hits, store.misses
+    if _look(path) != before:  # half of it may be from before, half from after
+        raise QuarryError(
+            f"ingest.{task.entry}.path: {path} changed while it was read. Nothing was written: "
+            f"run it again once that stands still."
+        )
     seconds = time.perf_counter() - start
     for kind, table in corpus.tables.items():
         grows = kind in ("documents", "passages")
@@ -45,6 +52,17 @@ def make(task: Task, out: Path) -> dict[str, float]:
         "records_reused": reused, "records_computed": computed, "passages": passages,
         "passages_per_s": round(passages / seconds, 1),
     }  # fmt: skip
+
+
+def _look(path: Path) -> dict[Path, tuple[int, int, int]]:
+    """File, size and time of what can be seen of a source, without reading it."""
+    found = {}
+    for file in [path, *path.rglob("*")]:
+        with contextlib.suppress(OSError):  # one that may not be read is set aside by the source
+            about = file.stat()
+            if stat.S_ISREG(about.st_mode):
+                found[file] = (about.st_ino, about.st_size, about.st_mtime_ns)
+    return found
 
 
 if __name__ == "__main__":

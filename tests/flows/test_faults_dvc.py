@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fault_worlds import plumbing
 
 from flows import dvc
 from flows.build import main
@@ -216,3 +217,44 @@ def test_a_clock_set_a_day_forward_and_back_makes_no_stage_twice(project, clock,
     with sqlite3.connect(home / "prefect.db") as db:
         assert db.execute("SELECT state_name FROM flow_run").fetchall() == [("Completed",)]
         assert db.execute("SELECT COUNT(*) FROM task_run").fetchone() == (4,)
+
+
+# In a mount namespace of its own: outputs on a disk of 64 KiB, then the same with room on it.
+STARVES = """
+set -e
+mount -t tmpfs -o size=64k tmpfs data
+mkdir -p data/ingest/none
+"$0" -c "$1" 2>&1 || echo "status $?"
+find data -type f | sed 's/^/left /'
+mount -o remount,size=64m data
+"$0" -c "$1" 2>&1
+test -f data/ingest/mine/passages.parquet
+"""
+REPRO = """
+import sys
+from flows import dvc
+try:
+    print(dvc.repro("ingest@mine", on_line=lambda line: None))
+except dvc.StageFailed as e:
+    sys.exit(str(e))
+"""
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(tmp_path) -> None:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("no small disk: this machine lets nobody mount one, not even in a namespace")
+    folder = plumbing(tmp_path / "world")
+    argv = ["unshare", "-rm", "bash", "-c", STARVES, sys.executable, REPRO]
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "status 1" in done.stdout and "\nleft data" not in done.stdout
+    assert (
+        f"A disk is full. Make room and run it again. Free: outputs ({folder}/data):" in done.stdout
+    )
+    assert done.stdout.endswith("Completed\n")

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingest_corpora import write_lines
+from rooms import run_room, write_params
 from strategies import awkward
 
 from stages.digest import folder_digest
@@ -196,3 +197,35 @@ def test_another_signature_version_reuses_nothing(project: Path, monkeypatch) ->
     assert make_in("a", None)["records_computed"] == 0
     monkeypatch.setattr(dedup, "VERSION", "other")
     assert make_in("a", None)["records_computed"] == 9
+
+
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "added to the folder"])
+def test_a_source_that_changes_while_it_is_read_is_no_corpus(
+    how: str, project: Path, monkeypatch, capsys
+) -> None:
+    """A reader in the middle of a file would give lines of both; DVC would call it up to date."""
+    from stages.ingest import jsonl
+
+    Path("c").mkdir()
+    source = Path("c/a.jsonl")
+    lines = [f'{{"id": "{i}", "text": "old {i}"}}\n' for i in range(2000)]
+    source.write_text("".join(lines))
+    write_params(ingest={"mine": {"source": "jsonl", "path": "c"}})
+    kept = run_room("ingest", "mine")
+    read = jsonl.to_document
+
+    def while_written(row, *args, **values):
+        if row["id"] == "1000":
+            new = "".join(lines).replace("old", "new")
+            if how == "replaced":
+                Path("c/.new").write_text(new)
+                Path("c/.new").replace(source)
+            else:
+                (source if how == "rewritten" else Path("c/b.jsonl")).write_text(new)
+        return read(row, *args, **values)
+
+    monkeypatch.setattr(jsonl, "to_document", while_written)
+    with pytest.raises(SystemExit):
+        run_room("ingest", "mine")
+    assert "ingest.mine.path: c changed while it was read" in capsys.readouterr().err
+    assert folder_digest(Path("data/ingest/mine")) == kept, "what was made before stays"
