@@ -17,6 +17,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -40,15 +41,16 @@ def apply_on_ray(fn: Compute, batches: Iterator[Batch], *, cores: int) -> Iterat
     Raises:
         QuarryError: Ray is not installed; or what ``fn`` raised.
     """
-    blocks = [_block(*batch) for batch in batches]
-    if not blocks:
+    first = next(batches, None)
+    if first is None:
         return
-    ray = _open_ray()
+    ray = open_ray()
+    blocks = [ray.put(_block(*batch)) for batch in chain([first], batches)]
     widest = max(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"])
     cores = max(1, min(cores, widest))  # more than a machine has would wait for ever
     workers = min(len(blocks), max(1, math.floor(ray.cluster_resources()["CPU"]) // cores))
     log.info("ray: %d batches to %d workers of %d cores", len(blocks), workers, cores)
-    made = ray.data.from_arrow_refs([ray.put(block) for block in blocks]).map_batches(
+    made = ray.data.from_arrow_refs(blocks).map_batches(
         Worker, fn_constructor_args=(fn, os.getcwd()), batch_size=None, batch_format="pyarrow",
         zero_copy_batch=True, num_cpus=cores,
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=IN_FLIGHT),
@@ -83,9 +85,17 @@ def _block(keys: list[str], records: list[Any]) -> pa.Table:
     return pa.table([keys, [list(record) for record in records]], RECORDS)
 
 
-def _open_ray() -> Any:
-    """The module, connected to a cluster; no telemetry, no dashboard."""
+def open_ray(*, cores: int | None = None, store_bytes: int = STORE_BYTES) -> Any:
+    """The module, connected to a cluster; one of our own has ``cores``, or all that are here.
+
+    Without telemetry and dashboard, and workers are as nice as this process: 15 nicer, as Ray has
+    it, they wait for everything else that runs here.
+
+    Raises:
+        QuarryError: Ray is not installed.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
         import ray.data
@@ -96,7 +106,7 @@ def _open_ray() -> Any:
         ) from None
     if not ray.is_initialized():
         own = {
-            "num_cpus": os.cpu_count(), "object_store_memory": STORE_BYTES,
+            "num_cpus": cores or os.cpu_count(), "object_store_memory": store_bytes,
             "include_dashboard": False, "_node_ip_address": "127.0.0.1",
         }  # fmt: skip
         ray.init(logging_level="WARNING", **({} if "RAY_ADDRESS" in os.environ else own))

@@ -38,13 +38,9 @@ ENTRIES = [
 def cluster() -> Iterator[None]:
     """Two workers on loopback for all tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # workers import this file
-        ray.init(
-            num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False,
-            _node_ip_address="127.0.0.1", logging_level="ERROR", log_to_driver=False,
-        )  # fmt: skip
+        engines.open_ray(cores=2, store_bytes=STORE_BYTES)
         yield
         ray.shutdown()
 

@@ -1,5 +1,6 @@
 """Who computes: the seam between the record store and an engine, without Ray."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from stages.ingest.jsonl import Params as Jsonl
 from stages.records import RecordStore
 from stages.triples.parse import Params as Parse
 
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["c", "a", "b", "a", "d", "e"]
 
 
@@ -26,7 +28,15 @@ def test_an_entry_that_names_no_engine_is_computed_here() -> None:
         Parse(extractor="parse", corpus="c", model="none"),
     ):  # fmt: skip
         assert entry.engine == "local"
-    assert not any(name.split(".")[0] == "ray" for name in sys.modules)
+
+
+def test_ray_is_imported_by_nobody_who_does_not_ask_for_it() -> None:
+    code = (
+        "import sys; from stages.engines import ENGINES; f = lambda records: records;"
+        "print(list(ENGINES['local'](f, iter([(['k'], ['r'])]), cores=1)), 'ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split("\n")[0] == "[(['k'], ['r'])] False", done.stderr
 
 
 def test_batches_may_come_back_in_any_order(tmp_path: Path) -> None:
