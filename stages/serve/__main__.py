@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -89,14 +90,16 @@ def make(task: Task, folder: Path) -> dict[str, float]:
         tools.retriever.search([questions[0].text], 1)
     strategy = partial(method.strategy, params=values, library=library)
     how = values.model_dump(include={"max_active", "seed"})
-    with RecordStore() as store:
+    with RecordStore() as store, ExitStack() as ends:
+        if values.ahead:  # its thread must not live when the process ends
+            ends.callback(tools.retriever.close)
         start = time.perf_counter()
         loop = run_loop(
             strategy, questions, tools, **how, budget=getattr(values, "budget", NO_LIMIT),
             store=store if method.TRACED else None, trace=method.TRACED,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-    ahead = tools.retriever.stats() if values.ahead else {}
+        ahead = tools.retriever.stats() if values.ahead else {}
     written.check_failures(loop.answered)
     write_table(written.write_run(loop.answered, values.k), folder, "runs")
     write_table(written.write_answers(loop.answered), folder, "answers")

@@ -1,6 +1,7 @@
 """``python -m stages.serve`` on small corpora: what lies there afterwards, and that it stays."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,10 @@ def test_clusters_fetched_ahead_change_no_result(monkeypatch):
     for room, entry in (("index", "lists"), ("index", "near"), ("serve", "whole")):
         run_room(room, entry)
     monkeypatch.setenv("QUARRY_RECORDS", "empty")
+    before = set(threading.enumerate())
     run_room("serve", "ahead")
+    left = set(threading.enumerate()) - before
+    assert not left, "a thread that lives when the process ends may abort it"
     (whole, _), (ahead, _) = written("whole"), written("ahead")
     assert ahead["answers"] == whole["answers"] and whole["runs"].num_rows
     for column in ("qid", "docid", "rank"):
