@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -64,6 +65,8 @@ def test_ctrl_c_ends_stages_and_the_flows_own_server_which_knows_how_it_ended(
         [sys.executable, "-m", "flows.build"], text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(home)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A test run in the background may ignore Ctrl-C, and would hand that on.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         pids = wait_for_pids(project)

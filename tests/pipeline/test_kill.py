@@ -238,8 +238,8 @@ def in_place(out):
     out.mkdir(parents=True, exist_ok=True)
     yield out
 
-def write_and_die(*args):
-    write_table(*args)
+def write_and_die(*args, **how):
+    write_table(*args, **how)
     os.kill(os.getpid(), signal.SIGKILL)
 
 write_table, tables.write_table = tables.write_table, write_and_die
