@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -26,8 +25,8 @@ import yaml
 from encoders import tiny_bert
 from ingest_corpora import write_lines
 from language_models import tiny_lm
-from retrain_worlds import COPIED, ROOMS, ROOT, SLOTS
-from rooms import run_room
+from retrain_worlds import COPIED, ROOMS, SLOTS
+from rooms import copy_project, run_room
 from safetensors import safe_open
 
 from flows.worktree import git
@@ -104,13 +103,7 @@ SLICE_SECONDS = 0.02
 
 def plumbing(folder: Path) -> Path:
     """The repository, committed on main, with nothing made."""
-    for name in COPIED:
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
+    copy_project(folder, COPIED)
     for room in (*SLOTS, ""):
         (folder / "data" / room / "none").mkdir(parents=True)
         (folder / "data" / room / "none/.gitkeep").touch()

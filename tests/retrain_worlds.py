@@ -1,7 +1,6 @@
 """A Git and DVC repository with this one's graph and rooms, a corpus of a few words and a gate."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 import yaml
 from ingest_corpora import write_lines
+from rooms import copy_project
 
 from flows.worktree import git
 
-ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["dvc.yaml", "studies/dvc.yaml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore",
           "flows", "stages", "versions"]  # fmt: skip
 ROOMS = ["ingest", "triples", "pairs", "finetune", "index", "serve", "fuse", "evaluate"]
@@ -82,13 +81,7 @@ class World:
 
 def write_world(folder: Path) -> World:
     """The repository, with everything made and committed on main."""
-    for name in COPIED:
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
+    copy_project(folder, COPIED)
     for room in SLOTS:
         (folder / "data" / room / "none").mkdir(parents=True)
         (folder / "data" / room / "none/.gitkeep").touch()

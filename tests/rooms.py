@@ -1,7 +1,9 @@
 """Running rooms inside a test: a project in the current folder, stages in this process."""
 
 import logging
+import shutil
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import yaml
 
 from stages import shell
 from stages.digest import folder_digest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_params(**rooms: dict[str, dict[str, Any]]) -> None:
@@ -39,3 +43,14 @@ def run_room(room: str, entry: str) -> str:
 def files(folder: Path = Path()) -> list[str]:
     """Names of all files, hidden ones too."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def copy_project(folder: Path, names: Iterable[str]) -> None:
+    """These files and folders of the repository, at the same places below ``folder``."""
+    for name in names:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 from ingest_corpora import write_lines
+from rooms import copy_project
 
-ROOT = Path(__file__).resolve().parents[2]
 COPIED = ["dvc.yaml", "studies/dvc.yaml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore",
           "stages", "versions"]  # fmt: skip
 ROOMS = ["ingest", "triples", "pairs", "finetune", "index", "serve", "fuse", "evaluate"]
@@ -60,13 +60,7 @@ class Session(NamedTuple):
 
 
 def write_project(folder: Path) -> None:
-    for name in COPIED:
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
+    copy_project(folder, COPIED)
     empty = {room: {} for room in ROOMS}
     study = {**empty, "latency": {}, "ingest": {"heavy": INGEST}}
     params = {**empty, **CATALOGUE, "studies": study}
