@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.index.ranking import as_hits, top_k
+from stages.index.ranking import as_hits, floor, top_k, top_k_hit
 from stages.types import Hit, Hits
 
 
@@ -23,6 +23,34 @@ def test_a_cut_through_equal_scores_keeps_the_first_rows(k: int) -> None:
 def test_rows_may_come_in_any_order() -> None:
     rows, scores = top_k(np.array([9, 2, 5], "i4"), np.array([1.0, 1.0, 2.0], "f4"), 2)
     assert rows.tolist() == [5, 2] and scores.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("k", [1, 3, 100, 400])
+@pytest.mark.parametrize("values", [4, 1000, 10**6])
+def test_of_many_rows_with_ties_the_best_are_those_of_a_full_sort(k: int, values: int) -> None:
+    rng = np.random.default_rng(13)
+    scores = rng.integers(0, values, 5000).astype("f4")
+    scores[rng.random(5000) < 0.3] = 0
+    order = np.lexsort((np.arange(5000), -scores))[:k].tolist()
+    assert best(scores.tolist(), k) == order
+    rows, found = top_k_hit(scores, k)
+    assert rows.tolist() == [i for i in order if scores[i]]
+    assert found.tolist() == scores[rows].tolist()
+
+
+@pytest.mark.parametrize("hits", [0, 1, 7])
+def test_rows_whose_score_is_0_are_no_hits_however_many_are_wanted(hits: int) -> None:
+    scores = np.zeros(1000, "f4")
+    scores[:hits] = 2
+    for k in (1, 5, 1000, 2000):
+        assert top_k_hit(scores, k)[0].tolist() == list(range(min(hits, k)))
+
+
+def test_the_floor_is_reached_by_k_rows_and_by_few_more() -> None:
+    for seed in range(20):
+        scores = np.random.default_rng(seed).random(10_000).astype("f4")
+        reach = (scores >= floor(scores, 50)).sum()
+        assert 50 <= reach <= 100
 
 
 def test_fewer_rows_than_k_are_all_of_them_and_none_are_none() -> None:
