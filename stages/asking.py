@@ -68,10 +68,14 @@ class Answered(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An effect on its way: whose it is, its number there, its content's key."""
+    """An effect on its way: whose it is, its number there, its content's key.
+
+    Effects that were yielded together share ``turn``, the number of the first of them.
+    """
 
     qid: str
     no: int
+    turn: int
     effect: Effect
     request: str
     key: str
@@ -180,6 +184,7 @@ class Asking(NamedTuple):
     def number(self, q: OpenQuestion) -> list[Step | None]:
         """The question's effects, numbered on, with their keys; None for a hint."""
         steps: list[Step | None] = []
+        turn = q.n_effects
         for effect in q.effects:
             if isinstance(effect, Hint):
                 steps.append(None)
@@ -191,7 +196,7 @@ class Asking(NamedTuple):
             kind, request = type(effect).__name__, write_request(effect)
             made_by = self.tools.for_effect(effect).fingerprint
             key = digest("loop", VERSION, kind, made_by, request)
-            steps.append(Step(q.qid, q.n_effects, effect, request, key))
+            steps.append(Step(q.qid, q.n_effects, turn, effect, request, key))
             q.n_effects += 1
         return steps
 

@@ -236,9 +236,10 @@ class _Engine:
 def _log_row(step: Step, value: Any, tokens_in: int, tokens_out: int) -> dict[str, Any]:
     """A row of the effect log: what the tool gave back, before any budget cut it."""
     return {
-        "qid": step.qid, "effect_no": step.no, "kind": type(step.effect).__name__,
-        "key": step.key, "request": step.request, "result": write_result(step.effect, value),
-        "tokens_in": tokens_in, "tokens_out": tokens_out,
+        "qid": step.qid, "effect_no": step.no, "turn": step.turn,
+        "kind": type(step.effect).__name__, "key": step.key, "request": step.request,
+        "result": write_result(step.effect, value), "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
     }  # fmt: skip
 
 

@@ -80,8 +80,8 @@ TABLES: dict[str, Kind] = {
     ),
     # one row per effect of the loop engine: what was asked and what came back, both as JSON
     "effects": _kind(
-        "qid effect_no", qid=ids, effect_no=pa.int32(), kind=ids, key=ids, request=text,
-        result=text, tokens_in=pa.int32(), tokens_out=pa.int32(),
+        "qid effect_no", qid=ids, effect_no=pa.int32(), turn=pa.int32(), kind=ids, key=ids,
+        request=text, result=text, tokens_in=pa.int32(), tokens_out=pa.int32(),
     ),
     # -- evaluate -------------------------------------------------------------------------
     "per_query": _kind(

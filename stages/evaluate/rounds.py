@@ -1,8 +1,8 @@
 """What a strategy found round by round, and how its questions ended.
 
-A round is a run of searches with no other effect between them; the passages that they gave count
-for it and for all later ones, also where the strategy shows only the latest. Read from the effect
-log, so it needs no account of the strategy's own.
+A round is what a strategy yields at once with a search for passages in it; the passages that these
+searches gave count for it and for all later ones, also where the strategy shows only the latest.
+Read from the effect log, so it needs no account of the strategy's own.
 """
 
 import json
@@ -39,19 +39,13 @@ def support_by_round(
 
 def _rounds(effects: pa.Table) -> dict[str, list[set[str]]]:
     """The documents of each question's rounds; searches for documents are the run's, not shown."""
-    columns = [effects[c].to_pylist() for c in ("qid", "effect_no", "kind", "request", "result")]
-    rounds: dict[str, list[set[str]]] = {}
-    last: dict[str, int] = {}  # effect_no of the latest search
-    for qid, no, kind, request, result in zip(*columns, strict=True):
-        if kind != "Search":
-            continue
-        if json.loads(request)["unit"] == "passage":
-            of_question = rounds.setdefault(qid, [])
-            if last.get(qid) != no - 1 or not of_question:
-                of_question.append(set())
-            of_question[-1].update(parent(docid) for docid, _ in json.loads(result))
-        last[qid] = no
-    return rounds
+    columns = [effects[c].to_pylist() for c in ("qid", "turn", "kind", "request", "result")]
+    rounds: dict[str, dict[int, set[str]]] = {}  # by turn, in order
+    for qid, turn, kind, request, result in zip(*columns, strict=True):
+        if kind == "Search" and json.loads(request)["unit"] == "passage":
+            found = rounds.setdefault(qid, {}).setdefault(turn, set())
+            found.update(parent(docid) for docid, _ in json.loads(result))
+    return {qid: list(of_question.values()) for qid, of_question in rounds.items()}
 
 
 def round_rows(curves: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Support by round: what counts as a round, and questions that end early."""
 
 import json
+from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,10 +14,12 @@ from stages.types import Generation, Hit, Request
 
 def log(**questions: str) -> pa.Table:
     """Effects by letters: a word is a search that finds these documents, "." a generation, a word
-    in capitals a search for the run."""
-    rows = []
+    in capitals a search for the run. What is joined by + was yielded together."""
+    rows: list[dict[str, Any]] = []
     for qid, story in questions.items():
-        for no, word in enumerate(story.split()):
+        words = [together.split("+") for together in story.split()]
+        turns = [sum(map(len, words[:n])) for n, together in enumerate(words) for _ in together]
+        for no, (turn, word) in enumerate(zip(turns, chain.from_iterable(words), strict=True)):
             if word == ".":
                 effect, value = LLM(Request("p", 1)), Generation("t", 1, 1, "stop")
             else:
@@ -24,9 +28,9 @@ def log(**questions: str) -> pa.Table:
                 ids = [d if unit == "document" else f"{d}#0" for d in word.lower() if d != "-"]
                 value = [Hit(d, 1.0) for d in ids]
             rows.append({
-                "qid": qid, "effect_no": no, "kind": type(effect).__name__, "key": "k",
-                "request": write_request(effect), "result": write_result(effect, value),
-                "tokens_in": 0, "tokens_out": 0,
+                "qid": qid, "effect_no": no, "turn": turn, "kind": type(effect).__name__,
+                "key": "k", "request": write_request(effect), "tokens_in": 0, "tokens_out": 0,
+                "result": write_result(effect, value),
             })  # fmt: skip
     return table("effects", rows)
 
@@ -35,13 +39,17 @@ RELEVANT = {"q1": {"a", "b"}, "q2": {"c"}}
 
 
 def test_rounds_add_up_and_a_question_that_ended_keeps_what_it_had() -> None:
-    effects = log(q1="ax AX . xb XB .", q2="c C .")
+    effects = log(q1="ax+AX . xb+XB .", q2="c+C .")
     # q1: 1/2, then all; q2: all in its only round
     assert support_by_round(effects, RELEVANT, ["q1", "q2"]) == [0.75, 1.0]
 
 
 def test_searches_side_by_side_are_one_round() -> None:
-    assert support_by_round(log(q1="a b AB ."), RELEVANT, ["q1"]) == [1.0]
+    assert support_by_round(log(q1="a+b+AB ."), RELEVANT, ["q1"]) == [1.0]
+
+
+def test_searches_one_after_the_other_are_rounds_also_without_a_generation_between() -> None:
+    assert support_by_round(log(q1="a b AB"), RELEVANT, ["q1"]) == [0.5, 1.0]
 
 
 def test_documents_of_the_run_are_not_what_was_shown() -> None:

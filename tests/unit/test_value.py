@@ -109,7 +109,7 @@ def test_tokens_are_kept_as_the_index_has_them(world) -> None:
 
 def test_a_runs_searches_become_samples_of_their_sub_queries(world, tmp_path) -> None:
     rows = [
-        dict(qid="train-q1", effect_no=n, kind="Search", key="k", tokens_in=0, tokens_out=0,
+        dict(qid="train-q1", effect_no=n, turn=n, kind="Search", key="k", tokens_in=0, tokens_out=0,
              request=json.dumps({"query": query, "k": 3, "unit": unit}),
              result=json.dumps([[d, 1.0] for d in found]))
         for n, (query, unit, found) in enumerate([
