@@ -5,9 +5,7 @@ quarantine with its reason; the counts are asserted and written down. What a doc
 its passages and its signature, is computed once per content and kept in the record store.
 """
 
-import re
-import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from stages.digest import digest
 from stages.errors import QuarryError
 from stages.ingest import chunk, dedup
+from stages.ingest.overlap import Asked
 from stages.ingest.source import (
     BadRow,
     Judgement,
@@ -162,7 +161,9 @@ def build_corpus(
     stats["documents"]["duplicates"] = pc.sum(pc.not_equal(documents["dup_of"], "")).as_py() or 0
     stats["passages"] = {"made": passages.num_rows}
     stats["queries"]["splits"] = dict(sorted(Counter(queries["split"].to_pylist()).items()))
-    stats["question_passage_overlap"] = question_overlap(queries, qrels, documents)
+    asked = Asked(queries, qrels, documents["docid"], compared_texts(documents))
+    stats["question_passage_overlap"] = asked.words_in_common()
+    stats["contamination"] = asked.test_questions_seen()
     return Corpus(tables, stats | source.notes)
 
 
@@ -362,34 +363,3 @@ def _table(kind: str, rows: Sequence[tuple]) -> pa.Table:
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-# -- what the corpus is like ---------------------------------------------------------------------
-
-_TOKEN = re.compile(r"\w+")
-
-
-def question_overlap(queries: pa.Table, qrels: pa.Table, documents: pa.Table) -> float | None:
-    """Mean share of a question's distinct words that its relevant documents hold; None without
-    judgements. Near 1, a ranking by shared words must do well, and says little."""
-    relevant = defaultdict(list)
-    for q, d, rel in zip(*(qrels[c].to_pylist() for c in ("qid", "docid", "rel")), strict=True):
-        if rel > 0:
-            relevant[q].append(d)
-    if not relevant:
-        return None
-    wanted = sorted({d for ds in relevant.values() for d in ds})
-    rows = pc.index_in(pa.array(wanted), documents["docid"].combine_chunks())
-    texts = compared_texts(documents).take(rows).to_pylist()
-    words = {d: _tokens(t) for d, t in zip(wanted, texts, strict=True)}
-    question = dict(zip(queries["qid"].to_pylist(), queries["text"].to_pylist(), strict=True))
-    shares = []
-    for q in sorted(relevant):
-        asked = _tokens(question[q])
-        held = set().union(*(words[d] for d in relevant[q]))
-        shares.append(len(asked & held) / len(asked) if asked else 0.0)
-    return round(statistics.fmean(shares), 4)
-
-
-def _tokens(text: str) -> set[str]:
-    return set(_TOKEN.findall(text.lower()))

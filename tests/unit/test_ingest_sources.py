@@ -312,7 +312,30 @@ def test_overlap_is_the_share_of_a_questions_words_in_its_relevant_documents(
     (folder / "qrels/test.tsv").write_text("q\td\t1\np\td\t1\n")
     stats = ingest("beir", folder, tmp_path / "r").stats
     assert stats["question_passage_overlap"] == (4 / 5 + 0 / 1) / 2
+    assert stats["contamination"] is None, "there is no training split"
     assert json.dumps(stats, allow_nan=False)
+
+
+def test_test_questions_that_training_has_seen_are_counted_and_stay(tmp_path: Path) -> None:
+    rest = "which is long enough that nobody writes it twice by chance at all"  # 13 words
+    documents = {"a": f"One text {rest}", "b": f"Other words, {rest}!", "c": rest[6:], "d": "x"}
+    questions = {
+        "train": {"t1": "Of a?", "t2": "The same question"},
+        "test": {
+            "b": "shares 13 words with what t1 is about", "c": "shares 12 of them",
+            "d": "the SAME question.", "e": "has no judgement",
+        },
+    }  # fmt: skip
+    folder = tmp_path / "b"
+    write_lines(folder / "corpus.jsonl", [{"_id": d, "text": t} for d, t in documents.items()])
+    of_both = {q: t for of_split in questions.values() for q, t in of_split.items()}
+    write_lines(folder / "queries.jsonl", [{"_id": q, "text": t} for q, t in of_both.items()])
+    (folder / "qrels").mkdir()
+    (folder / "qrels/train.tsv").write_text("t1\ta\t1\nt2\td\t0\n")
+    (folder / "qrels/test.tsv").write_text("b\tb\t1\nc\tc\t1\nd\td\t1\n")
+    corpus = ingest("beir", folder, tmp_path / "r")
+    assert corpus.stats["contamination"] == {"test_questions": 3, "seen_in_training": 2}
+    assert corpus.tables["queries"].num_rows == len(of_both)
 
 
 def test_reading_shows_its_progress_only_after_two_seconds_and_on_a_terminal(
