@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,7 +49,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flows import dvc, process, report, ui
+from flows import dvc, experiment, process, report, ui
 from flows.page import STYLE, render_html
 from flows.plan import AT_ONCE, TORCH_AT_ONCE, TORCH_TAG, Plan
 from stages.errors import QuarryError
@@ -157,13 +158,31 @@ def _reporter(name: str) -> Callable[[int, str], None]:
 
 
 @flow(name="build", task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE + 1), persist_result=False)
-def build(targets: Sequence[str] = (), force: bool = False) -> State:
+def build(targets: Sequence[str] = (), force: bool = False, overrides: Sequence[str] = ()) -> State:
     """Make the targets and all they depend on; none means every default stage.
 
     Args:
         targets: as for ``dvc repro``: ``serve@rag-mine``, ``serve``, ``studies/dvc.yaml``.
         force: make stages that did not change, too.
+        overrides: other values for this run alone, as for ``dvc exp run -S``:
+            ``serve.rag-mine.k=5``. What comes out is an experiment (``dvc exp show``); the
+            checkout stays as it is. It works from the last commit.
     """
+    if not overrides:
+        return _build(targets, force)
+    try:
+        with experiment.overridden(Path.cwd(), overrides) as folder:
+            state = _build(targets, force)
+            if not state.is_completed():
+                return state
+            name = experiment.keep(folder, flow_run.name)
+    except QuarryError as e:
+        return Failed(message=str(e))
+    return Completed(message=f"{state.message}; dvc exp apply {name}")
+
+
+def _build(targets: Sequence[str], force: bool) -> State:
+    """The build in the current folder."""
     stages = dvc.graph(targets)
     log = get_run_logger()
     if not force:
@@ -317,15 +336,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m flows.build", description=build.description)
     p.add_argument("targets", nargs="*", help="stages, as for dvc repro (default: all of them)")
     p.add_argument("--force", action="store_true", help="make unchanged stages, too")
+    p.add_argument(
+        "-S", "--set-param", action="append", default=[], metavar="KEY=VALUE",
+        help="another value for this run, which becomes an experiment (as dvc exp run -S)",
+    )  # fmt: skip
     args = p.parse_args(argv)
     try:
         dvc.graph(args.targets)  # a misspelt target is told before a server is started
         with on_server(), _lines_above_the_bar():
-            state = build(args.targets, force=args.force, return_state=True)
+            state = build(args.targets, args.force, args.set_param, return_state=True)
             APILogHandler().flush()
         if not state.is_cancelled():
-            rows = report.leaderboard_rows(report.read_evaluations())
-            print(f"\n{report.leaderboard_text(rows)}\nreport: {report.PAGE.resolve().as_uri()}")
+            with contextlib.chdir(experiment.PLACE if args.set_param else "."):
+                rows = report.leaderboard_rows(report.read_evaluations())
+                page = report.PAGE.resolve()
+            print(f"\n{report.leaderboard_text(rows)}\nreport: {page.as_uri()}")
     except QuarryError as e:
         print(f"quarry: {e}", file=sys.stderr)
         return 2

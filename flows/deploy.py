@@ -2,8 +2,9 @@
 
 ``make deploy`` starts what a team leaves running: the Prefect server with its page (unless
 ``PREFECT_API_URL`` names one), a process work pool with one worker, the deployment ``retrain`` with
-the schedules of ``retrain.deploy.cron``, and the sweep for killed runs (heartbeat.py). Schedules
-and values are read again at every start; nothing else is kept here.
+the schedules of ``retrain.deploy.cron``, the deployment ``build``, whose form on the page takes
+targets and overrides, and the sweep for killed runs (heartbeat.py). Schedules and values are read
+again at every start; nothing else is kept here.
 
 The server's database is SQLite below ``.quarry/prefect``. One setting makes it PostgreSQL:
 ``PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://user:password@host/prefect``.
@@ -34,7 +35,7 @@ from flows.policy import DeployPolicy, read_policy
 from flows.process import end_group
 from stages.errors import QuarryError
 
-POOL, NAME = "quarry", "retrain"
+POOL, NAME, FORM = "quarry", "retrain", "build"
 STOP_SECONDS = 20  # a running flow ends its stages' processes
 
 
@@ -66,6 +67,20 @@ def make_deployment(root: Path, policy: DeployPolicy) -> RunnerDeployment:
     )  # fmt: skip
 
 
+def make_form(root: Path) -> RunnerDeployment:
+    """The deployment ``build``, started by hand: targets and overrides are a form on the page.
+
+    Runs wait for one another.
+    """
+    from flows.build import build
+
+    return RunnerDeployment.from_flow(
+        build, FORM, work_pool_name=POOL, description=build.description, concurrency_limit=1,
+        job_variables={"working_dir": str(root), "env": environment(root)},
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )  # fmt: skip
+
+
 def environment(root: Path) -> dict[str, str]:
     """What a flow's process needs: this project's modules, this python, nothing from a network."""
     names = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "DO_NOT_TRACK", "DVC_NO_ANALYTICS",
@@ -75,11 +90,11 @@ def environment(root: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(root), "PATH": path, **kept}
 
 
-def deploy(root: Path, policy: DeployPolicy) -> str:
-    """Put pool, deployment and schedules on the server; the deployment's id."""
+def deploy(root: Path, policy: DeployPolicy) -> tuple[str, str]:
+    """Put pool, deployments and schedules on the server; the ids of ``retrain`` and ``build``."""
     with get_client(sync_client=True) as client:
         make_pool(client, policy.at_once)
-    return str(make_deployment(root, policy).apply())
+    return str(make_deployment(root, policy).apply()), str(make_form(root).apply())
 
 
 @contextlib.contextmanager

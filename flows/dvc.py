@@ -32,7 +32,9 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import YAMLFileCorruptedError, dump_yaml, parse_yaml_for_update
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 from voluptuous import Invalid
 
@@ -357,6 +359,33 @@ def _missing(repo: Repo, targets: Sequence[str]) -> list[tuple[str, str]]:
             for oid, _ in _objects(cache, out.hash_info.value)
         )
     ]
+
+
+def override(overrides: Sequence[str], path: Path = Path("params.yaml")) -> None:
+    """Set values in ``params.yaml`` as ``dvc exp run -S`` does: ``serve.mine.k=5``.
+
+    Raises:
+        QuarryError: one is not of that form, or names what is not there.
+    """
+    if asked := [o for o in overrides if "${" in o]:
+        raise QuarryError(f"override {asked[0]}: a value may not refer to another (${{...}}).")
+    try:
+        apply_overrides(path, list(overrides))
+    except (DvcException, OmegaConfBaseException) as e:
+        cause = str(e.__cause__ or e).splitlines()[0]
+        raise QuarryError(
+            f"overrides {', '.join(overrides)}: {cause}. Write serve.ENTRY.KEY=VALUE for what "
+            f"params.yaml has, +serve.ENTRY.KEY=VALUE for what it has not."
+        ) from e
+
+
+def save_experiment(folder: Path, name: str) -> None:
+    """Make the state of a checkout an experiment of its commit, as ``dvc exp save`` does.
+
+    Raises:
+        QuarryError: there is one of that name, or DVC says something else.
+    """
+    _tell("exp", "save", "-n", name, folder=folder)
 
 
 class Fetched(NamedTuple):

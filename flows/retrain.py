@@ -21,7 +21,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from flows.drift_plots import drift_figures
 from flows.evidence import find_same, pick_texts, read_drifts, read_evidence
 from flows.gate import Decision, decide
 from flows.policy import Policy, read_policy
-from flows.sources import find_sources, refresh, sources_digest
-from flows.worktree import Overlap, alone, git, prepare
+from flows.sources import find_sources, reach_outside, refresh, sources_digest
+from flows.worktree import Overlap, alone, git, inside, prepare
 from stages import params
 from stages.digest import digest
 from stages.errors import QuarryError
@@ -66,7 +66,7 @@ def retrain(force: bool = False, targets: Sequence[str] = ()) -> State:
     root = Path.cwd()
     try:
         policy = read_policy()
-        with heartbeat.beating(root, str(flow_run.id)), alone(root, "a retraining"), _shared(root):
+        with heartbeat.beating(root, str(flow_run.id)), alone(root, "a retraining"):
             return _retrain(root, policy, force, list(targets) or policy.flow.targets)
     except Overlap as e:
         return Failed(name="Busy", message=str(e))
@@ -82,8 +82,9 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
     for path, source in sources.items():
         done = refresh(source, folder / path)
         log.info("%s: %d copied, %d removed, %d the same", source, *done)
+    reach_outside(root, folder, params.entries("ingest"))
 
-    with inside(folder):
+    with inside(folder, root):
         status = _status(targets)
         changed = sort_changes(status)
         if now and not any(changed.values()) and not force:
@@ -137,35 +138,6 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
     )
     _note(root, {"inputs": inputs, "outcome": "promoted", "version": version.name})
     return Completed(name="Promoted", message=f"{version.name}: {_fired(verdict)}; {said}")
-
-
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in a checkout: its files, its params.yaml, its code in the stages' processes."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(folder)
-    try:
-        with contextlib.chdir(folder):
-            yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-@contextlib.contextmanager
-def _shared(root: Path) -> Iterator[None]:
-    """The checkout's record store is that of the worktree, too."""
-    before = os.environ.get("QUARRY_RECORDS")
-    os.environ["QUARRY_RECORDS"] = str((root / (before or ".quarry/records")).resolve())
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["QUARRY_RECORDS"]
-        else:
-            os.environ["QUARRY_RECORDS"] = before
 
 
 def _status(targets: Sequence[str]) -> dict[str, list[Any]]:

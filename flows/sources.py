@@ -52,11 +52,36 @@ def find_sources(
         if Path(path).is_absolute() or ".." in Path(path).parts:
             if name in drop:
                 raise QuarryError(f"ingest.{name}.path: {path} is not inside the project.")
-            continue  # read in place, by the stage
+            continue  # read in place, by the stage: ``reach_outside``
         source = root / drop.get(name, path)
         if found.setdefault(path, source) != source and name in drop:
             raise QuarryError(f"retrain.flow.drop.{name}: {path} is another entry's path, too.")
     return found
+
+
+def reach_outside(root: Path, worktree: Path, entries: Mapping[str, Mapping[str, object]]) -> None:
+    """Let the worktree's stages find what paths like ``../corpora/mine`` name beside the checkout.
+
+    The same words lead elsewhere from there; a link stands where they lead.
+
+    Raises:
+        QuarryError: a path leads out of the folder that the worktree is in.
+    """
+    for name, values in entries.items():
+        path = str(values.get("path", "data/none"))
+        link = Path(os.path.normpath(worktree / path))
+        if Path(path).is_absolute() or link.is_relative_to(worktree):
+            continue
+        if not link.is_relative_to(worktree.parent):
+            raise QuarryError(
+                f"ingest.{name}.path: {path} leads more than one folder up, where {worktree} "
+                f"cannot follow. Write the absolute path."
+            )
+        target = (root / path).resolve()
+        if not (link.is_symlink() and link.resolve() == target):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
 
 def refresh(source: Path, target: Path) -> Refreshed:

@@ -52,13 +52,13 @@ def git(folder: Path, *args: str, said: str = "", **env: str) -> str:
 
 
 @contextlib.contextmanager
-def alone(root: Path, what: str) -> Iterator[None]:
+def alone(root: Path, what: str, lock: Path = LOCK) -> Iterator[None]:
     """The block runs in one process of this checkout at a time; the kernel frees a dead one's lock.
 
     Raises:
         Overlap: at once, naming who holds it.
     """
-    path = root / LOCK
+    path = root / lock
     path.parent.mkdir(exist_ok=True)
     with path.open("a+", encoding="utf-8") as f:
         try:
@@ -114,9 +114,53 @@ def prepare(root: Path, promoted: str | None, keep: Sequence[str] = ()) -> Path:
         )
     folder = attach(root, WORKTREE, BRANCH)
     git(folder, "read-tree", "-u", "--reset", _joined_tree(folder, user, promoted or user))
+    _clean(folder, keep)
+    return folder
+
+
+def _clean(folder: Path, keep: Sequence[str]) -> None:
+    """Remove what Git does not know, but for these paths and what it ignores."""
     spared = [option for path in keep for option in ("-e", f"/{path}")]
     git(folder, "clean", "-fdq", *spared)
+
+
+def at_commit(root: Path, place: Path, keep: Sequence[str] = ()) -> Path:
+    """A worktree on no branch, with the files of the user's last commit.
+
+    Whatever is left in it of a run before is gone, but for the paths in ``keep`` and what Git
+    ignores.
+
+    Raises:
+        QuarryError: no Git repository, or no commit in it.
+    """
+    user = commit_of(root, "HEAD")
+    if user is None:
+        raise QuarryError(f"{root.resolve()} has no commit. This works from the last: git commit")
+    folder = attach(root, place, None)
+    git(folder, "checkout", "-q", "--force", "--detach", user)
+    _clean(folder, keep)
     return folder
+
+
+@contextlib.contextmanager
+def inside(folder: Path, root: Path) -> Iterator[None]:
+    """Work in a checkout: its files, its params.yaml, its code in the stages' processes.
+
+    The record store is that of the checkout at ``root``.
+    """
+    records = root / os.environ.get("QUARRY_RECORDS", ".quarry/records")
+    here = {"PYTHONPATH": str(folder), "QUARRY_RECORDS": str(records.resolve())}
+    before = {name: os.environ.get(name) for name in here}
+    os.environ.update(here)
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def attach(root: Path, place: Path, branch: str | None) -> Path:

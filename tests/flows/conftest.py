@@ -1,4 +1,4 @@
-"""A scratch DVC project of tiny stages, and one real Prefect server for all flow tests."""
+"""Scratch projects: of tiny stages, and with the real rooms. One real Prefect server for all."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from retrain_worlds import World, write_world
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,6 +134,21 @@ def project(
     shutil.copytree(empty_project, folder)
     monkeypatch.chdir(folder)
     yield Project(folder)
+
+
+@pytest.fixture(scope="session")
+def first_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world")).folder
+
+
+@pytest.fixture
+def world(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A fresh copy, which is the working directory."""
+    folder = tmp_path / "world"
+    shutil.copytree(first_world, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("QUARRY_RECORDS", raising=False)
+    return World(folder)
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,10 @@ import os
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from prefect.states import Completed, Failed
-from retrain_worlds import DOCUMENTS, QUESTIONS, World, write_world
+from retrain_worlds import DOCUMENTS, QUESTIONS, World
 
 from flows import deploy, dvc, heartbeat, promote, worktree
 from flows import retrain as retraining
@@ -22,21 +21,6 @@ from flows.policy import DeployPolicy, read_policy
 from flows.worktree import git
 
 MANY = {f"n{i:02}": f"gorse n{i}" for i in range(3)}
-
-
-@pytest.fixture(scope="session")
-def first_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world")).folder
-
-
-@pytest.fixture
-def world(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A fresh copy, which is the working directory."""
-    folder = tmp_path / "world"
-    shutil.copytree(first_world, folder, symlinks=True)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("QUARRY_RECORDS", raising=False)
-    return World(folder)
 
 
 @pytest.fixture
@@ -66,7 +50,7 @@ def run(world: World, shown: dict[str, str], *, force: bool = False):
     """(name of the state, message, stages that were made)."""
     shown["built"] = ""
     policy = read_policy()
-    with worktree.alone(world.folder, "a retraining"), retraining._shared(world.folder):
+    with worktree.alone(world.folder, "a retraining"):
         state = retraining._retrain(world.folder, policy, force, policy.flow.targets)
     return state.name, state.message, shown["built"].split()
 
@@ -259,8 +243,8 @@ def test_a_worker_of_the_pool_runs_the_deployment_in_this_checkout(
 
     monkeypatch.setenv("PREFECT_HOME", str(server_process[1]))
     policy = DeployPolicy(cron=["30 3 1 1 *"], at_once=1)
-    made = deploy.deploy(world.folder, policy)
-    assert deploy.deploy(world.folder, policy) == made, "deployed again, it is the same"
+    made, form = deploy.deploy(world.folder, policy)
+    assert deploy.deploy(world.folder, policy) == (made, form), "deployed again, it is the same"
     with get_client(sync_client=True) as client:
         assert client.read_work_pool(deploy.POOL).concurrency_limit == 1
         found = client.read_deployment(made)

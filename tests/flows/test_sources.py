@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from flows import sources
-from flows.sources import Refreshed, find_sources, refresh, sources_digest
+from flows.sources import (
+    Refreshed,
+    find_sources,
+    reach_outside,
+    refresh,
+    sources_digest,
+)
 from stages.errors import QuarryError
 
 
@@ -129,3 +135,18 @@ def test_the_digest_sees_names_and_bytes_and_not_times(drop: Path) -> None:
     assert sources_digest([drop]) == before
     (drop / "a.md").rename(drop / "z.md")
     assert sources_digest([drop]) != before
+
+
+def test_a_path_beside_the_checkout_leads_to_the_same_place_from_the_worktree(tmp_path) -> None:
+    root, there = tmp_path / "project", tmp_path / "corpora/mine"
+    worktree = root / ".quarry/worktree"
+    worktree.mkdir(parents=True)
+    there.mkdir(parents=True)
+    (there / "a.txt").write_text("here")
+    entries = {"mine": {"path": "../corpora/mine"}, "own": {"path": "notes"}, "none": {}}
+    for _ in range(2):
+        reach_outside(root, worktree, entries)
+        assert (worktree / "../corpora/mine/a.txt").read_text() == "here"
+    far = {"far": {"path": "../../corpora"}}
+    with pytest.raises(QuarryError, match=r"ingest\.far\.path.*absolute"):
+        reach_outside(root, worktree, far)
