@@ -10,7 +10,7 @@ same numbers of tokens, so only time differs. Conditions: ``none``, ``lookahead`
 question's), and lookahead with fp16 codes. With 32-bit codes the results must be equal in all of
 them, document for document; for fp16 the share of equal results is printed.
 
-Then a sweep: at every F/W of ``SWEEP`` the second half of the questions is replayed with and
+Then a sweep: at every F/W of ``--sweep`` the second half of the questions is replayed with and
 without lookahead, and the latency model, fitted on the first half at one ratio, predicts both.
 
 Lin et al., TeleRAG, arXiv:2502.20969. About half an hour on 2 cores with 100 questions; ``--tier
@@ -25,7 +25,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,10 @@ SEED = 13
 WRITTEN, ANSWERED = 12, 4  # tokens of the made-up passage and of the answer
 K = 3
 SWEEP = (0.2, 0.5, 2.0, 3.0)
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "none": {"strategy": "none"}, "lookahead": {}, "runtime": {"strategy": "runtime"},
+    "shuffled": {}, "lookahead, fp16": {"codec": "fp16"},
+}  # fmt: skip
 
 
 class Trace(NamedTuple):
@@ -227,7 +231,9 @@ def main() -> None:
     p.add_argument("--nprobe", type=int, default=64)
     p.add_argument("--ratio", type=float, default=1.0, help="F/W that the throttle is set for")
     p.add_argument("--tier", choices=["ram", "cuda"], default="ram")
-    p.add_argument("--no-sweep", action="store_true")
+    p.add_argument("--conditions", nargs="+", default=[*CONDITIONS], choices=[*CONDITIONS],
+                   help="'none' and 'lookahead' are always among them")  # fmt: skip
+    p.add_argument("--sweep", nargs="*", type=float, default=SWEEP, help="F/W (none: no sweep)")
     args = p.parse_args()
     index = make_store(args.size, args.nlist, args.nprobe)
     generator = open_generator(MODEL, threads=1)  # the other core copies
@@ -249,10 +255,10 @@ def main() -> None:
     per_window = int(throttle[0] * window)
     results: dict[str, Any] = {"questions": len(traces), "vectors": args.size, "sigma": SIGMA,
                                "bandwidth": throttle[0], "budget": per_window}  # fmt: skip
-    conditions: dict[str, dict[str, Any]] = {
-        "none": {"strategy": "none"}, "lookahead": {}, "runtime": {"strategy": "runtime"},
-        "shuffled": {"hints": others}, "lookahead, fp16": {"codec": "fp16"},
-    }  # fmt: skip
+    asked = {"none", "lookahead", *args.conditions}
+    conditions = {name: dict(how) for name, how in CONDITIONS.items() if name in asked}
+    if "shuffled" in conditions:
+        conditions["shuffled"]["hints"] = others
     timed, seen = {}, {}
     for name, settings in conditions.items():
         timed[name], seen[name] = bench.run(
@@ -264,10 +270,10 @@ def main() -> None:
         assert all(same) or "codec" in settings, f"{name}: other results"
         line = report(name, base, means(timed[name]), per_window / throttle[0])
         results[name] = line | {"equal results": sum(same) / len(same)}
-    if not args.no_sweep:
+    if args.sweep:
         half = len(traces) // 2
         known = timed["lookahead"][:half], seen["lookahead"][:half]
-        results["sweep"] = sweep(bench, traces, speed, *known)
+        results["sweep"] = sweep(bench, traces, speed, args.sweep, *known)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
@@ -289,7 +295,12 @@ def report(name: str, base: dict[str, float], own: dict[str, float], copy_s: flo
 
 
 def sweep(
-    bench: Bench, traces: list[Trace], speed: Any, half: list[Timed], seen: list[Observed]
+    bench: Bench,
+    traces: list[Trace],
+    speed: Any,
+    ratios: Sequence[float],
+    half: list[Timed],
+    seen: list[Observed],
 ) -> list[dict[str, float]]:
     """Measured and predicted seconds of a request at other speeds of the cold tier.
 
@@ -301,7 +312,7 @@ def sweep(
     answer = statistics.fmean(t.answer for t in half)
     cluster = float(file.nbytes.mean())
     points = []
-    for ratio in SWEEP:
+    for ratio in ratios:
         bandwidth = speed(ratio)[0]
         slower = cluster * (1 / bandwidth - 1 / fitted.bandwidth)
         model = fitted._replace(bandwidth=bandwidth, t_cc=fitted.t_cc + slower)
