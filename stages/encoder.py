@@ -3,8 +3,9 @@
 A vector depends on its text alone, byte for byte. Batches are why it usually does not: another
 number of rows or another padded length sums in another order. So every forward pass here has a
 fixed shape, which the text's own number of tokens decides (``fixed_shape``); dummy rows fill the
-last batch. A new document gets the bytes that it would get among a million others, on the same
-kind of processor, with the same packages and threads: those are in its key.
+last batch, until it has been seen that they change no bit (``_Model._pooled``): a service's single
+question is then read alone. A new document gets the bytes that it would get among a million others,
+on the same kind of processor, with the same packages and threads: those are in its key.
 
 ``embed`` puts the record store in front: no text is encoded twice, across entries and runs.
 
@@ -14,6 +15,7 @@ Reimers & Gurevych, Sentence-BERT, EMNLP 2019; Formal et al., SPLADE v2, arXiv:2
 import contextlib
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +62,8 @@ class _Model:
             "encoder", VERSION, made["fingerprint"], str(self.max_tokens), str(threads)
         )
         self.encoded = 0
+        self._asked: Counter[tuple[int, int]] = Counter()  # partial batches by (rows, length)
+        self._same: dict[tuple[int, int], bool] = {}  # whether dummy rows change nothing there
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -111,9 +115,27 @@ class _Model:
                     for row, i in enumerate(part):
                         ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
                         mask[row, : len(tokens[i])] = 1
-                    pooled = pool(self.net(input_ids=ids, attention_mask=mask), mask)
                     self.encoded += len(part)
-                    yield part, pooled[: len(part)].numpy()
+                    yield part, self._pooled(ids, mask, len(part), pool).numpy()
+
+    def _pooled(self, ids: torch.Tensor, mask: torch.Tensor, n: int, pool: Forward) -> torch.Tensor:
+        """The first n rows' vectors, (n, d), with the bits that the whole shape gives.
+
+        Whether n rows alone give them is a matter of the kernels that multiply such shapes here:
+        it is looked at when a shape comes for the second time, and holds from then on.
+        """
+        shape = n, ids.shape[1]
+        if self._same.get(shape):
+            return self._forward(ids[:n], mask[:n], pool)
+        vectors = self._forward(ids, mask, pool)[:n]
+        if n < len(ids) and shape not in self._same:
+            self._asked[shape] += 1
+            if self._asked[shape] == 2:
+                self._same[shape] = torch.equal(self._forward(ids[:n], mask[:n], pool), vectors)
+        return vectors
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, pool: Forward) -> torch.Tensor:
+        return pool(self.net(input_ids=ids, attention_mask=mask), mask)
 
 
 def fixed_shape(n_tokens: int, batch_tokens: int) -> tuple[int, int]:

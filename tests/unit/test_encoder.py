@@ -76,6 +76,30 @@ def test_a_text_is_encoded_once_across_calls_and_documents(role, request, tmp_pa
     assert abs(again[1:] - fresh[::-1]).max() == 0
 
 
+@pytest.mark.parametrize("differs", [False, True])
+@pytest.mark.parametrize("role", ["dense", "sparse"])
+def test_a_lone_text_is_read_alone_once_dummy_rows_are_seen_to_change_nothing(
+    role: str, differs: bool, monkeypatch
+) -> None:
+    encoder = open_encoder(encoder_dir(role), role)
+    forward, shapes = encoder.model._forward, []
+
+    def watched(ids, mask, pool):
+        shapes.append(tuple(ids.shape))
+        vectors = forward(ids, mask, pool)
+        return vectors * (1 + 1e-6) if differs and len(ids) == 1 else vectors
+
+    monkeypatch.setattr(encoder.model, "_forward", watched)
+    asked = ["Who climbed it?", "Who painted it?", "Who wrote it?", "Who saw it?"]
+    alone = [encoder.encode([text], "query") for text in asked]
+    together = encoder.encode(asked, "query")
+    for i, vector in enumerate(alone):
+        assert abs(vector - together[i : i + 1]).max() == 0, "and its bits are the same"
+    rows = [rows for rows, _ in shapes[:5]]
+    assert len({length for _, length in shapes}) == 1
+    assert rows == ([16, 16, 1, 16, 16] if differs else [16, 16, 1, 1, 1])
+
+
 def test_weights_are_not_loaded_where_every_vector_is_kept(dense, tmp_path: Path) -> None:
     fresh = open_encoder(encoder_dir("dense"))
     with RecordStore(tmp_path) as store:
