@@ -1,6 +1,8 @@
 """``python -m stages.serve http``: serve the catalogue until SIGTERM or Ctrl-C."""
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import math
 import os
@@ -15,6 +17,7 @@ from stages.serve.http.limits import Limits
 from stages.serve.http.loopback import is_loopback
 
 MIB = 2**20
+M_MMAP_THRESHOLD = -3  # malloc.h
 CONNECTIONS = 512  # beyond the requests that are worked on: idle ones, and those told to wait
 STALLED = 30_000  # milliseconds after which a client that takes nothing is disconnected
 DRAIN = 5.0  # seconds beyond the longest answer that a shutdown waits
@@ -27,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    give_back_blocks()
     try:
         serve(args)
     except QuarryError as e:
@@ -149,6 +153,16 @@ def listen(host: str, port: int) -> socket.socket:
         s.close()
         raise QuarryError(f"cannot listen on {host}, port {port}: {e}. Choose: --port N") from None
     return s
+
+
+def give_back_blocks() -> None:
+    """Let freed blocks of 1 MiB and more go back to the system, as long as the process lives.
+
+    By itself glibc moves them into its heap after the first one was freed; the caches of prompts, 5
+    to 15 MB each and none like the other, leave holes there: 130 MB more after 120 answers.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
 
 
 def serve(args: argparse.Namespace) -> None:
