@@ -331,13 +331,15 @@ def _tell(*args: str, folder: Path) -> None:
 def checkout(folder: Path, *, relink: bool = False) -> None:
     """Bring the outputs below ``folder`` to what its lock file says; only what differs moves.
 
-    With ``relink`` everything is linked anew, whatever DVC believes to know of it.
+    What was never made, as most studies, or is not in the cache is not there afterwards:
+    ``missing`` names the latter. With ``relink`` everything is linked anew, whatever DVC believes
+    to know of it.
 
     Raises:
-        QuarryError: an entry is not in the cache, or an output is in the way.
+        QuarryError: an output is in the way.
     """
     again = ["--relink"] if relink else []
-    _tell("--wait-for-lock", "checkout", "-q", "-f", *again, folder=folder)
+    _tell("--wait-for-lock", "checkout", "-q", "-f", "--allow-missing", *again, folder=folder)
 
 
 def missing(folder: Path) -> list[str]:

@@ -33,6 +33,7 @@ CATALOGUE = {
     "evaluate": {"notes": {"suite": "standard", "corpus": "notes", "fused": "none",
                            "split": "test", "runs": ["bm25"], "baseline": "none"}},
 }  # fmt: skip
+NEVER_MADE = {"study": {"source": "beir", "path": "corpus"}}
 POLICY: dict[str, Any] = {
     "drift": {"changed": 0.01, "deletions": 0.2},
     "gate": {"primary": {"notes": {"system": "bm25"}}, "margin": 0.05, "latency": None,
@@ -53,7 +54,8 @@ class World:
         rooms = {**{room: {} for room in ROOMS}, **CATALOGUE}
         rooms |= {room: {**rooms[room], **e} for room, e in changed.items() if room in rooms}
         policy = {name: {**POLICY[name], **changed.get(name, {})} for name in POLICY}
-        params = {**rooms, "studies": {room: {} for room in (*ROOMS, "latency")}, "retrain": policy}
+        studies = {room: {} for room in (*ROOMS, "latency")} | {"ingest": NEVER_MADE}
+        params = {**rooms, "studies": studies, "retrain": policy}
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def write_corpus(
