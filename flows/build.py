@@ -175,7 +175,7 @@ def build(targets: Sequence[str] = (), force: bool = False, overrides: Sequence[
             state = _build(targets, force)
             if not state.is_completed():
                 return state
-            name = experiment.keep(folder, flow_run.name)
+            name = experiment.keep(folder, flow_run.name, dvc.graph(targets))
     except QuarryError as e:
         return Failed(message=str(e))
     return Completed(message=f"{state.message}; dvc exp apply {name}")

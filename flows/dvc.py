@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -381,13 +381,15 @@ def override(overrides: Sequence[str], path: Path = Path("params.yaml")) -> None
         ) from e
 
 
-def save_experiment(folder: Path, name: str) -> None:
+def save_experiment(folder: Path, name: str, stages: Iterable[str]) -> None:
     """Make the state of a checkout an experiment of its commit, as ``dvc exp save`` does.
+
+    Outputs of other stages than these need not be there.
 
     Raises:
         QuarryError: there is one of that name, or DVC says something else.
     """
-    _tell("exp", "save", "-n", name, folder=folder)
+    _tell("exp", "save", "-n", name, *stages, folder=folder)
 
 
 class Fetched(NamedTuple):

@@ -8,7 +8,7 @@ experiment on that commit: ``dvc exp show`` lists it, ``dvc exp apply`` brings i
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flows import dvc
@@ -43,8 +43,8 @@ def overridden(root: Path, overrides: Sequence[str]) -> Iterator[Path]:
             yield folder
 
 
-def keep(folder: Path, run: str) -> str:
-    """Make what was built an experiment named after the flow run; its name."""
+def keep(folder: Path, run: str, stages: Iterable[str]) -> str:
+    """Make what was built, these stages, an experiment named after the flow run; its name."""
     name = re.sub(r"[^\w-]+", "-", run).strip("-")
-    dvc.save_experiment(folder, name)
+    dvc.save_experiment(folder, name, stages)
     return name
