@@ -346,8 +346,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with on_server(), _lines_above_the_bar():
             state = build(args.targets, args.force, args.set_param, return_state=True)
             APILogHandler().flush()
-        if not state.is_cancelled():
-            with contextlib.chdir(experiment.PLACE if args.set_param else "."):
+        built = experiment.PLACE if args.set_param else Path()
+        if state.is_completed() or not (state.is_cancelled() or args.set_param):
+            with contextlib.chdir(built):
                 rows = report.leaderboard_rows(report.read_evaluations())
                 page = report.PAGE.resolve()
             print(f"\n{report.leaderboard_text(rows)}\nreport: {page.as_uri()}")

@@ -159,7 +159,7 @@ def give_back_blocks() -> None:
     """Let freed blocks of 1 MiB and more go back to the system, as long as the process lives.
 
     By itself glibc moves them into its heap after the first one was freed; the caches of prompts, 5
-    to 15 MB each and none like the other, leave holes there: 130 MB more after 120 answers.
+    to 15 MB each and none like the other, leave holes there.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
