@@ -62,24 +62,25 @@ def find_sources(
 def reach_outside(root: Path, worktree: Path, entries: Mapping[str, Mapping[str, object]]) -> None:
     """Let the worktree's stages find what paths like ``../corpora/mine`` name beside the checkout.
 
-    The same words lead elsewhere from there; a link stands where they lead.
+    The same words lead elsewhere from there; where the folder beside the checkout would be, a link
+    to it stands.
 
     Raises:
-        QuarryError: a path leads out of the folder that the worktree is in.
+        QuarryError: a path leads further up, or the link's place is taken.
     """
     for name, values in entries.items():
-        path = str(values.get("path", "data/none"))
-        link = Path(os.path.normpath(worktree / path))
-        if Path(path).is_absolute() or link.is_relative_to(worktree):
+        path = Path(os.path.normpath(str(values.get("path", "data/none"))))
+        if path.is_absolute() or path.parts[:1] != ("..",):
             continue
-        if not link.is_relative_to(worktree.parent):
+        beside = path.parts[1:2]
+        link, target = worktree.parent.joinpath(*beside), root.joinpath("..", *beside).resolve()
+        taken = link.exists() and not link.is_symlink()
+        if beside in ((), ("..",)) or taken:
             raise QuarryError(
-                f"ingest.{name}.path: {path} leads more than one folder up, where {worktree} "
-                f"cannot follow. Write the absolute path."
+                f"ingest.{name}.path: {path} cannot be reached from {worktree}: it leads to the "
+                f"folder above, further, or to a name that is taken there. Write the absolute path."
             )
-        target = (root / path).resolve()
-        if not (link.is_symlink() and link.resolve() == target):
-            link.parent.mkdir(parents=True, exist_ok=True)
+        if link.resolve() != target:
             link.unlink(missing_ok=True)
             link.symlink_to(target)
 

@@ -143,10 +143,12 @@ def test_a_path_beside_the_checkout_leads_to_the_same_place_from_the_worktree(tm
     worktree.mkdir(parents=True)
     there.mkdir(parents=True)
     (there / "a.txt").write_text("here")
-    entries = {"mine": {"path": "../corpora/mine"}, "own": {"path": "notes"}, "none": {}}
+    paths = {"mine": "../corpora/mine", "one": "../corpora/mine/a.txt", "all": "../corpora"}
+    entries = {"own": {"path": "notes"}, "none": {}} | {n: {"path": p} for n, p in paths.items()}
     for _ in range(2):
         reach_outside(root, worktree, entries)
         assert (worktree / "../corpora/mine/a.txt").read_text() == "here"
-    far = {"far": {"path": "../../corpora"}}
-    with pytest.raises(QuarryError, match=r"ingest\.far\.path.*absolute"):
-        reach_outside(root, worktree, far)
+    assert (there / "a.txt").is_file() and not (there / "a.txt").is_symlink(), "only a link is made"
+    for far in ("../../corpora", "..", "../worktree/x"):
+        with pytest.raises(QuarryError, match=r"ingest\.far\.path.*absolute"):
+            reach_outside(root, worktree, {"far": {"path": far}})
