@@ -37,9 +37,10 @@ class Answer:
         finally:
             for task in (gone, sending):
                 task.cancel()
-            for task in (gone, sending):
-                with contextlib.suppress(asyncio.CancelledError, OSError):
-                    await task
+            await asyncio.wait({gone, sending})
+        for task in (gone, sending):
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                task.result()
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         told: list[tuple[str, dict[str, Any]]] = []
@@ -87,9 +88,13 @@ class Answer:
 
 
 async def _next(events: asyncio.Queue[Any]) -> bytes | None:
-    """The next event as bytes, a comment if none comes for a while; None at the end."""
+    """The next event as bytes, a comment if none comes for a while; None at the end.
+
+    Not by ``wait_for``: Python 3.11's forgets that it was cancelled when an event comes at once.
+    """
     try:
-        event = await asyncio.wait_for(events.get(), QUIET)
+        async with asyncio.timeout(QUIET):
+            event = await events.get()
     except TimeoutError:
         return b": still here\n\n"
     return None if event is None else write_event(*event)
