@@ -3,8 +3,8 @@
 On 120 entries in chains of ten, of which 20 have changed, then none: commands do next to nothing,
 so what is measured is orchestration. And on the default graph, where the depth of one search has
 changed. The flow starts a ``dvc`` process per stage and talks to the server, two stages at a time;
-its peer is one process. Standard error also says what a stage costs more in the flow (asked for: under 2 s)
-and how long the server takes to start.
+its peer is one process. Standard error also says what a stage costs more in the flow (asked for:
+under 2 s) and how long the server takes to start.
 """
 
 import argparse
