@@ -8,7 +8,8 @@ after all, the run cache may have it ``Restored``, else it runs and is ``Complet
 takes down what needs it and nothing else.
 
 Two stages run at a time, one of them with torch. The flow itself keeps to that; the tag limit
-``gpu`` on the server keeps to it between flows.
+``gpu`` keeps to it between flows, on a server that has other flows: with SQLite every second stage
+waits two seconds for it (the server's own writes collide, and its client tries again).
 
 ``python -m flows.build [target ...]`` runs it on the server that ``PREFECT_API_URL`` names, on that
 of ``make ui`` if it is up, else on one of its own. Ctrl-C, SIGTERM and the page's Cancel button end
@@ -26,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ GONE_SECONDS = 60  # without the server, until the flow gives up; one of its own
 PROGRESS_SECONDS = 10  # between reports of a stage's progress to the server
 READ_AT_ONCE = 200  # task runs; the server gives no more
 RECORD_SECONDS = 30  # for the server to write down how the tasks ended
+
+OWN_SERVER = ContextVar("OWN_SERVER", default=False)  # nobody else's flows are on it
 
 SVG, XHTML = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xhtml"
 
@@ -193,7 +197,8 @@ def _build(targets: Sequence[str], force: bool) -> State:
         _fetch(targets)
     changed = set(stages) if force else set(dvc.status(targets))
     log.info("%d stages, %d of them changed", len(stages), len(changed))
-    _limit_torch()
+    if not OWN_SERVER.get():
+        _limit_torch()
     plan = Plan(stages, changed)
     try:
         _carry_out(plan, force, Terminal(len(stages)))
@@ -381,6 +386,7 @@ def on_server() -> Iterator[None]:
                 signal.signal(sent, signal.default_int_handler)
             print("starting the Prefect server ...", flush=True)
             url = stack.enter_context(ui.serving())
+            stack.callback(OWN_SERVER.reset, OWN_SERVER.set(True))
         stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
         print(f"watch it: {url.removesuffix('/api')}", flush=True)
         stack.enter_context(_ending_without(url, patience))

@@ -1,11 +1,13 @@
 """The flow on a real Prefect server: states, limits, failures, artifacts, read back over HTTP."""
 
 import base64
+import contextlib
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -140,6 +142,21 @@ def test_two_stages_run_at_once_and_one_of_them_with_torch(server, project):
     assert all(sum(s <= start < e for s, e in spans.values()) <= 2 for start, _ in spans.values())
     limit = httpx.get(f"{server}/concurrency_limits/tag/gpu", timeout=30).json()
     assert limit["concurrency_limit"] == 1
+
+
+def test_only_a_server_of_its_own_does_without_the_limit(server, monkeypatch):
+    """There each place costs a wait, and no other flow can take it."""
+    with building.on_server():
+        assert not building.OWN_SERVER.get()
+    monkeypatch.setattr(building.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        building, "get_current_settings", lambda: SimpleNamespace(api=SimpleNamespace(url=None))
+    )
+    monkeypatch.setattr(building.ui, "running", lambda: None)
+    monkeypatch.setattr(building.ui, "serving", lambda: contextlib.nullcontext(server))
+    with building.on_server():
+        assert building.OWN_SERVER.get()
+    assert not building.OWN_SERVER.get()
 
 
 def test_a_held_lock_is_tried_again_and_a_failure_is_not(server, project, monkeypatch):
