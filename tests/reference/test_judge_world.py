@@ -136,7 +136,7 @@ def train(folder: Path, made: Path) -> dict:
     folder.mkdir()
     params = judge.Params(
         recipe="judge", corpus="none", pairs="p", index="none", encoder="none", model="m",
-        epochs=1, max_tokens=160, seed=13, threads=2,
+        epochs=3, batch=16, lr=5e-5, head_lr=5e-3, max_tokens=160, seed=13, threads=2,
     )  # fmt: skip
     judge.train(params, Folders(pairs=made, model=encoder_dir("dense")), folder)
     return json.loads((folder / "training.json").read_text())["made_by"]["calibration"]
