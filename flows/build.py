@@ -8,8 +8,8 @@ after all, the run cache may have it ``Restored``, else it runs and is ``Complet
 takes down what needs it and nothing else.
 
 Two stages run at a time, one of them with torch. The flow itself keeps to that; the tag limit
-``gpu`` keeps to it between flows, on a server that has other flows: with SQLite every second stage
-waits two seconds for it (the server's own writes collide, and its client tries again).
+``gpu`` keeps to it between flows, on a server that may have other flows: with SQLite every second
+stage waits two seconds for its place (the server's own writes collide, and its client tries again).
 
 ``python -m flows.build [target ...]`` runs it on the server that ``PREFECT_API_URL`` names, on that
 of ``make ui`` if it is up, else on one of its own. Ctrl-C, SIGTERM and the page's Cancel button end
@@ -235,9 +235,10 @@ def _carry_out(plan: Plan, force: bool, terminal: Terminal) -> None:
         with _cancelled_on_server() as is_cancelled:
             while not plan.is_done():
                 for stage, run in plan.start():
+                    is_limited = run and not OWN_SERVER.get()
                     named = make.with_options(
                         name=stage.name, task_run_name=stage.name,
-                        tags=plan.tags(stage.name) if run else [],
+                        tags=plan.tags(stage.name) if is_limited else [],
                     )  # fmt: skip
                     futures[stage.name] = future = named.submit(
                         stage.name, run=run, force=force, stop=stop, show=terminal.progress,
