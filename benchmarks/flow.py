@@ -79,9 +79,14 @@ def by_flow(edition: int) -> list[str]:
     return outputs(edition)
 
 
+def assert_equal(ours: list[str], theirs: list[str]) -> None:
+    """Both made the same."""
+    assert ours == theirs
+
+
 def assert_same(ours: list[str], theirs: list[str]) -> None:
     """Equal, and the changed stages are among them."""
-    assert ours == theirs
+    assert_equal(ours, theirs)
     assert sum(text.endswith("NEW") for text in ours) == CHANGED
 
 
@@ -111,9 +116,6 @@ def small_graph() -> None:
             state = build(return_state=True)
             assert state.message == f"{N} stages: {N} Unchanged", state
             return outputs(0)
-
-        def assert_equal(ours: list[str], theirs: list[str]) -> None:
-            assert ours == theirs
 
         repro(0)
         measure(f"flow: no changed stage of {N}", 0, repro, flow, assert_equal)
@@ -161,9 +163,6 @@ def default_graph() -> None:
             state = build(return_state=True)
             assert f" {executed} Completed" in state.message, state
             return made(edition)
-
-        def assert_equal(ours: list[str], theirs: list[str]) -> None:
-            assert ours == theirs
 
         from flows import dvc
 

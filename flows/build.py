@@ -74,8 +74,8 @@ _BAR = re.compile(r"(\d+)%\|[^|]*\|\s*(\d\S*/\S+) \[")  # tqdm's own; not DVC's,
 def stage_environment() -> dict[str, str]:
     """One share of the cores for each stage that may run at the same time.
 
-    An entry of the catalogue may ask for more threads: they sleep while they wait for one another
-    (embedding beside a busy core takes 1.7 times as long then, not 2.8 times; alone as long).
+    An entry of the catalogue may ask for more threads: they sleep while they wait for one another,
+    or they would spin on the core that the other stage needs.
     """
     threads = str(max(1, (os.cpu_count() or 1) // AT_ONCE))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -197,8 +197,7 @@ def _build(targets: Sequence[str], force: bool) -> State:
         _fetch(targets)
     changed = set(stages) if force else set(dvc.status(targets))
     log.info("%d stages, %d of them changed", len(stages), len(changed))
-    if not OWN_SERVER.get():
-        _limit_torch()
+    _limit_torch()
     plan = Plan(stages, changed)
     try:
         _carry_out(plan, force, Terminal(len(stages)))

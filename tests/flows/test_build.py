@@ -144,10 +144,15 @@ def test_two_stages_run_at_once_and_one_of_them_with_torch(server, project):
     assert limit["concurrency_limit"] == 1
 
 
-def test_only_a_server_of_its_own_does_without_the_limit(server, monkeypatch):
+def test_only_a_server_of_its_own_does_without_the_limit(server, project, monkeypatch):
     """There each place costs a wait, and no other flow can take it."""
+    project.write(finetune={"m": {}})
+
+    def tags():
+        return [t["tags"] for t in task_runs(build(force=True, return_state=True))]
+
     with building.on_server():
-        assert not building.OWN_SERVER.get()
+        assert tags() == [["gpu"]]
     monkeypatch.setattr(building.signal, "signal", lambda *_: None)
     monkeypatch.setattr(
         building, "get_current_settings", lambda: SimpleNamespace(api=SimpleNamespace(url=None))
@@ -155,8 +160,8 @@ def test_only_a_server_of_its_own_does_without_the_limit(server, monkeypatch):
     monkeypatch.setattr(building.ui, "running", lambda: None)
     monkeypatch.setattr(building.ui, "serving", lambda: contextlib.nullcontext(server))
     with building.on_server():
-        assert building.OWN_SERVER.get()
-    assert not building.OWN_SERVER.get()
+        assert tags() == [[]]
+    assert tags() == [["gpu"]], "it ends with that server"
 
 
 def test_a_held_lock_is_tried_again_and_a_failure_is_not(server, project, monkeypatch):
