@@ -55,7 +55,7 @@ class Params(Entry):
     order: list[Literal["arrival", "similar"]] = Field(["arrival"], min_length=1)
     budget_mib: list[NonNegativeFloat] = Field([])  # of a window; none: the calibration's
     questions: PositiveInt = 12  # that are measured
-    calibrate: PositiveInt = 6  # others, for the latency model
+    calibrate: PositiveInt = 6  # others, for the latency model; at least the largest batch
     disk_mib_s: PositiveFloat | None = None  # the cold tier's speed; none: the disk's own
     disk_ms: NonNegativeFloat = 0.0  # besides, for each run of neighbouring clusters
     hot_mib: PositiveInt = 64  # of clusters in memory
@@ -98,7 +98,8 @@ def make(task: Task, folder: Path) -> dict[str, float]:
         )
     recorded = Recorded(values.run, read_table(run, "effects"))
     queries = read_table(corpus, "queries")
-    measured, others = studying.pick(recorded, queries, values.questions, values.calibrate)
+    least = max(values.calibrate, *values.batch)
+    measured, others = studying.pick(recorded, queries, values.questions, least)
     generator = open_generator(task.slot("finetune", values.model), threads=values.threads)
     library = Library(read_table(corpus, "passages"), generator.count_tokens)
     method = shell.method("stages.serve", STRATEGIES[values.strategy])
@@ -114,10 +115,12 @@ def make(task: Task, folder: Path) -> dict[str, float]:
         Asking(Tools(generator), how.seed, how.budget), recorded,
     )  # fmt: skip
     log.info("%s: %d questions, %d to calibrate on", values.run, len(measured), len(others))
-    done = studying.calibrate_on(bench, others, values.nprobe[0] if values.nprobe else None)
+    nprobe, given = values.nprobe or [None], [int(b * MIB) for b in values.budget_mib]
+    calibrated = {g: studying.calibrate_on(bench, others, nprobe[0], g) for g in values.batch}
+    done = calibrated[values.batch[0]]
     conditions = studying.plan_conditions(
-        systems=values.systems, nprobe=values.nprobe or [None], batch=values.batch,
-        order=values.order, budget=[int(b * MIB) for b in values.budget_mib] or [done.budget],
+        systems=values.systems, nprobe=nprobe, batch=values.batch, order=values.order,
+        budget={g: given or [own.budget] for g, own in calibrated.items()},
     )  # fmt: skip
     served = studying.serve_all(bench, conditions, measured)
     serve_log.check_equal(served)

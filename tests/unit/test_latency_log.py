@@ -160,7 +160,7 @@ def test_other_passages_under_another_condition_are_an_error() -> None:
 def planned(**changed):
     base = {
         "systems": ["none", "gradual"], "nprobe": [None], "batch": [1], "order": ["arrival"],
-        "budget": [MIB],
+        "budget": {1: [MIB]},
     }  # fmt: skip
     return plan_conditions(**{**base, **changed})
 
@@ -176,9 +176,16 @@ def test_a_label_says_what_has_several_values() -> None:
 
 
 def test_what_copies_nothing_is_there_once_for_all_budgets() -> None:
-    found = planned(budget=[MIB // 2, 2 * MIB])
+    found = planned(budget={1: [MIB // 2, 2 * MIB]})
     assert [(c.label, c.budget_bytes) for c in found] == [
         ("none", 0), ("gradual 0.5 MiB", MIB // 2), ("gradual 2 MiB", 2 * MIB),
+    ]  # fmt: skip
+
+
+def test_each_size_of_a_batch_has_the_budget_of_its_windows() -> None:
+    found = planned(batch=[1, 8], budget={1: [MIB], 8: [4 * MIB]}, systems=["gradual"])
+    assert [(c.label, c.budget_bytes) for c in found] == [
+        ("gradual batch 1", MIB), ("gradual batch 8", 4 * MIB),
     ]  # fmt: skip
 
 

@@ -231,6 +231,12 @@ def test_calibration_replays_with_lookahead_and_without(bench_of) -> None:
     assert done.model.t_cc > 0
 
 
+def test_of_a_micro_batch_the_clusters_of_all_its_requests_are_calibrated(bench_of) -> None:
+    bench, _ = bench_of(iter_retgen, rounds=2)
+    done = calibrate_on(bench, QUESTIONS, None, batch=4)
+    assert done.share == 1 / 2 and done.model.n == 4 * 3
+
+
 def test_questions_to_measure_and_to_calibrate_on_are_others_and_of_the_run() -> None:
     recorded = Recorded("land/run", table("effects", []))
     recorded.qids = ["2", "1", "4", "9"]

@@ -80,23 +80,25 @@ def pick(
 
 def plan_conditions(
     *, systems: Sequence[str], nprobe: Sequence[int | None], batch: Sequence[int],
-    order: Sequence[str], budget: Sequence[int],
+    order: Sequence[str], budget: Mapping[int, Sequence[int]],
 ) -> list[Condition]:  # fmt: skip
     """Their product; a label says what of it has several values.
 
-    A condition that copies nothing has no budget, and is there once for all of them.
+    ``budget`` has the bytes of a window for each size of ``batch``: eight requests write longer
+    than one. A condition that copies nothing has no budget, and is there once for all of them.
     """
     found: dict[str, Condition] = {}
-    for n, g, o, b, system in product(nprobe, batch, order, budget, systems):
-        own = 0 if system == "none" else b
-        said = [
-            f"nprobe {n}" if len(nprobe) > 1 else "",
-            f"batch {g}" if len(batch) > 1 else "",
-            o if len(order) > 1 else "",
-            f"{b / MIB:g} MiB" if len(budget) > 1 and own else "",
-        ]
-        label = " ".join([system, *filter(None, said)])
-        found.setdefault(label, Condition(label, system, n or 0, g, o, own))
+    for n, g, o in product(nprobe, batch, order):
+        for b, system in product(budget[g], systems):
+            own = 0 if system == "none" else b
+            said = [
+                f"nprobe {n}" if len(nprobe) > 1 else "",
+                f"batch {g}" if len(batch) > 1 else "",
+                o if len(order) > 1 else "",
+                f"{b / MIB:g} MiB" if len(budget[g]) > 1 and own else "",
+            ]
+            label = " ".join([system, *filter(None, said)])
+            found.setdefault(label, Condition(label, system, n or 0, g, o, own))
     return list(found.values())
 
 
@@ -132,16 +134,21 @@ def serve_all(
     return served
 
 
-def calibrate_on(bench: Bench, questions: Sequence[Question], nprobe: int | None) -> Calibration:
-    """The calibration of these questions, replayed with lookahead and without, in turn."""
+def calibrate_on(
+    bench: Bench, questions: Sequence[Question], nprobe: int | None, batch: int = 1
+) -> Calibration:
+    """The calibration of these questions, replayed with lookahead and without, in turn.
+
+    ``batch`` of them are served together: a window and its clusters are those of all.
+    """
     room = int(bench.settings["hot_bytes"])
-    ahead = bench.open(Condition("", "gradual", nprobe or 0, 1, "arrival", room))
+    ahead = bench.open(Condition("", "gradual", nprobe or 0, batch, "arrival", room))
     try:
-        behind = bench.open(Condition("", "none", nprobe or 0, 1, "arrival", 0))
+        behind = bench.open(Condition("", "none", nprobe or 0, batch, "arrival", 0))
         try:
-            for i, question in enumerate(questions):
+            for i, group in enumerate(arrival_batches(len(questions), batch)):
                 for engine in (ahead, behind) if i % 2 == 0 else (behind, ahead):
-                    bench.serve(engine, [question])
+                    bench.serve(engine, [questions[j] for j in group])
             return calibrate(list(ahead.observed), list(behind.observed), ahead.file, room)
         finally:
             behind.close()
