@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import networkx as nx
+from dvc.dependency import param
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
@@ -184,13 +185,30 @@ def graph(targets: Sequence[str] = ()) -> dict[str, Stage]:
         }
 
 
+@contextlib.contextmanager
+def _params_read_once() -> Iterator[None]:
+    """In the block DVC parses params.yaml once, not anew for each stage that it looks at."""
+    read, known = param.load_path, {}
+
+    def load_path(path: str, fs: Any, **how: Any) -> Any:
+        if path not in known:
+            known[path] = read(path, fs, **how)
+        return known[path]
+
+    param.load_path = load_path
+    try:
+        yield
+    finally:
+        param.load_path = read
+
+
 def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
     """What changed, by stage, as in ``dvc status --json``; unchanged stages are not in it.
 
     It looks at what lies there now: a stage whose upstream will be made anew may change later. A
     stage that another DVC process is making counts as changed.
     """
-    with _repo() as repo:
+    with _repo() as repo, _params_read_once():
         _, order = _nodes(repo, targets)
         found: dict[str, list[Any]] = {}
         for stage in order:

@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+from dvc.dependency import param
 
 from flows import dvc
 from stages.errors import QuarryError
@@ -83,6 +84,18 @@ def test_status_names_the_entry_that_was_edited_and_not_its_siblings(project):
     project.write(step={**DIAMOND, "c": {"reads": "a", "text": "new"}})
     assert list(dvc.status()) == ["step@c"]
     assert dvc.status(["step@b"]) == {}
+
+
+def test_the_values_are_parsed_once_for_all_stages_and_anew_the_next_time(project, monkeypatch):
+    project.write(step=DIAMOND)
+    for name in dvc.graph():
+        dvc.repro(name)
+    parsed = []
+    read = param.load_path
+    monkeypatch.setattr(param, "load_path", lambda path, fs: parsed.append(path) or read(path, fs))
+    assert dvc.status() == {} and len(parsed) == 1
+    project.write(step=DIAMOND | {"d": DIAMOND["d"] | {"text": "other"}})
+    assert list(dvc.status()) == ["step@d"] and len(parsed) == 2
 
 
 def test_the_graph_becomes_mermaid_with_a_colour_per_outcome(project):
