@@ -209,7 +209,9 @@ def test_without_systems_or_questions_everything_is_empty():
 def test_everything_can_be_written_as_json():
     of = collection(queries={"q1": {"answers": ["x"]}}, qrels={"q1": {"a": 1}})
     done = measured(of, System("s", run(q1=["a"]), None), baseline="s")
-    json.dumps([done.metrics, done.comparisons, done.recall, done.cost], allow_nan=False)
+    written = [done.metrics, done.comparisons, done.recall, done.cost]
+    read = json.loads(json.dumps(written, allow_nan=False))
+    assert read[0]["s"]["n"] == 1 and all(read[1:]), "none of the parts is empty"
 
 
 def test_a_misspelt_measure_names_the_key(tmp_path):

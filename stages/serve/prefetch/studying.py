@@ -139,14 +139,16 @@ def calibrate_on(
 ) -> Calibration:
     """The calibration of these questions, replayed with lookahead and without, in turn.
 
-    ``batch`` of them are served together: a window and its clusters are those of all.
+    ``batch`` of them are served together: a window and its clusters are those of all. Questions
+    that are left over are not asked: a smaller batch has a shorter window.
     """
     room = int(bench.settings["hot_bytes"])
     ahead = bench.open(Condition("", "gradual", nprobe or 0, batch, "arrival", room))
     try:
         behind = bench.open(Condition("", "none", nprobe or 0, batch, "arrival", 0))
         try:
-            for i, group in enumerate(arrival_batches(len(questions), batch)):
+            whole = len(questions) // batch * batch
+            for i, group in enumerate(arrival_batches(whole, batch)):
                 for engine in (ahead, behind) if i % 2 == 0 else (behind, ahead):
                     bench.serve(engine, [questions[j] for j in group])
             return calibrate(list(ahead.observed), list(behind.observed), ahead.file, room)
