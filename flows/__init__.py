@@ -2,7 +2,8 @@
 
 Read in this order:
 
-* ``dvc.py``     all that is asked of DVC, and the only module that asks
+* ``dvc.py``     all that is asked of DVC, and the only module that asks; ``dvc_files.py`` its
+                 lock file and params.yaml, read once and written where they changed
 * ``build.py``   the flow: DVC's graph as tasks, one process per stage that changed
 * ``plan.py``    which stages may start; pure
 * ``process.py`` a command in its own process group: its output line by line, and a clean end

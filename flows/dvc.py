@@ -4,8 +4,8 @@ Questions go to DVC's Python API, from the main thread only (a ``Repo`` is not t
 Work is the ``dvc`` command, a process group per stage. Stages run side by side because DVC gives
 its lock back while a stage's command runs; that needs ``--wait-for-lock`` and ``--single-item``.
 
-DVC writes ``dvc.lock`` in place. It is read under DVC's lock, so never while another DVC is at it,
-and what a killed one has left of it is made whole again (``mend``).
+Plain DVC writes ``dvc.lock`` in place. It is read under DVC's lock, so never while another DVC is
+at it, and what a killed one has left of it is made whole again (``mend``).
 
 ``python -m flows.dvc verify`` hashes the cache. DVC does not: a checkout delivers a damaged entry
 and the status still says that all is up to date.
@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -28,21 +27,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import networkx as nx
-from dvc.dependency import param
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
-from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc.utils.hydra import apply_overrides
-from dvc.utils.serialize import YAMLFileCorruptedError, dump_yaml, parse_yaml_for_update
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
-from voluptuous import Invalid
 
+from flows import dvc_files
+from flows.dvc_files import LOCK_FILES, mend, params_read_once
 from flows.process import GRACE_SECONDS, Stopped, run
 from stages.errors import QuarryError
-
-log = logging.getLogger(__name__)
 
 UNCHANGED, RESTORED, COMPLETED = "Unchanged", "Restored", "Completed"
 TAIL_LINES = 20  # of the log, in the message of a failed stage
@@ -58,7 +53,6 @@ _ADVICE = (
     "\tdvc config core.autostage true", "Use `dvc push` to send your updates",
     "Data and pipelines are up to date.", "Updating lock file", "Generating lock file",
 )  # fmt: skip
-LOCK_FILES = ("dvc.lock", "studies/dvc.lock")
 _FULL = re.compile(r"No space left on device|database or disk is full|Disk quota exceeded")
 _BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 _NETWORK = re.compile(
@@ -115,41 +109,6 @@ def _repo() -> Iterator[Repo]:
         raise QuarryError("dvc: " + ": ".join(dict.fromkeys(causes))) from e
 
 
-def mend(path: Path) -> bool:
-    """Whether a lock file was cut off, by a kill or a full disk, and is whole again.
-
-    The stages before the cut stay as they are; those behind it are as in Git's last commit, or
-    unknown. DVC's run cache holds what was made of them, and ``repro`` restores it from there.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    if text is None or _locked(text) is not None or re.search("^(<<<<<<<|>>>>>>>)", text, re.M):
-        return False
-    begins = [at.start() for at in re.finditer(r"^  \S", text, re.M)]
-    before = _locked(text[: begins[-1]] if len(begins) > 1 else "") or {}
-    if len(begins) > 1 and not before:
-        return False  # damaged elsewhere than at its end: DVC says where
-    argv = ["git", "show", f"HEAD:./{path.name}"]
-    shown = subprocess.run(argv, cwd=path.parent, capture_output=True, text=True)
-    committed = (_locked(shown.stdout) if shown.returncode == 0 else None) or {}
-    whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    dump_yaml(whole, {"schema": "2.0", "stages": {**committed, **before}})
-    whole.replace(path)
-    log.warning(
-        "%s was cut off while DVC wrote it: %d stages were whole, %d are taken from the last "
-        "commit. What else was made comes from DVC's run cache.",
-        path.name, len(before), len(committed.keys() - before.keys()),
-    )  # fmt: skip
-    return True
-
-
-def _locked(text: str) -> dict[str, Any] | None:
-    """The stages of a lock file; None if it is none."""
-    try:
-        return COMPILED_LOCKFILE_SCHEMA(parse_yaml_for_update(text, "dvc.lock")).get("stages", {})
-    except (YAMLFileCorruptedError, Invalid):
-        return None
-
-
 def _nodes(repo: Repo, targets: Sequence[str]) -> tuple[nx.DiGraph, list[Any]]:
     """DVC's graph (edges point upstream) and the wanted stages in it, upstream first.
 
@@ -185,30 +144,13 @@ def graph(targets: Sequence[str] = ()) -> dict[str, Stage]:
         }
 
 
-@contextlib.contextmanager
-def _params_read_once() -> Iterator[None]:
-    """In the block DVC parses params.yaml once, not anew for each stage that it looks at."""
-    read, known = param.load_path, {}
-
-    def load_path(path: str, fs: Any, **how: Any) -> Any:
-        if path not in known:
-            known[path] = read(path, fs, **how)
-        return known[path]
-
-    param.load_path = load_path
-    try:
-        yield
-    finally:
-        param.load_path = read
-
-
 def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
     """What changed, by stage, as in ``dvc status --json``; unchanged stages are not in it.
 
     It looks at what lies there now: a stage whose upstream will be made anew may change later. A
     stage that another DVC process is making counts as changed.
     """
-    with _repo() as repo, _params_read_once():
+    with _repo() as repo, params_read_once():
         _, order = _nodes(repo, targets)
         found: dict[str, list[Any]] = {}
         for stage in order:
@@ -221,8 +163,8 @@ def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
 
 def command(name: str, *, force: bool = False) -> list[str]:
     """The command that makes one stage, whatever its upstream."""
-    argv = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
-    return [*argv, *(["--force"] if force else []), name]
+    dvc = [sys.executable, "-P", dvc_files.__file__]  # -P: our dvc.py is not theirs
+    return [*dvc, "--wait-for-lock", "repro", "--single-item", *["--force"] * force, name]
 
 
 def repro(

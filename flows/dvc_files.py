@@ -1,0 +1,141 @@
+"""DVC's own files: parsed once, written where they changed, and made whole after a kill.
+
+Run as a script, this is the ``dvc`` command with two differences, which spare every stage
+of the default graph 3.5 s of pure Python:
+
+* DVC keeps comments when it rewrites ``dvc.lock``, which has none: it parses all 10,400 lines, and
+  writes all of them in place. Here the changed stages are put among the others, byte-equal to what
+  DVC writes, and the file is replaced at once.
+* It parses ``params.yaml`` anew for each of a stage's looks at it. Here once.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc import dvcfile
+from dvc.cli import main
+from dvc.dependency import param
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc.stage.serialize import to_lockfile
+from dvc.utils.serialize import YAMLFileCorruptedError, dumps_yaml, parse_yaml_for_update
+from voluptuous import Invalid
+
+log = logging.getLogger(__name__)
+
+LOCK_FILES = ("dvc.lock", "studies/dvc.lock")
+_HEAD = "schema: '2.0'\nstages:\n"
+_BLOCK = re.compile(r"^(?=  [^\s?])", re.MULTILINE)  # where a stage begins
+
+
+@contextlib.contextmanager
+def params_read_once() -> Iterator[None]:
+    """In the block DVC parses params.yaml once, not anew for each stage that it looks at."""
+    read, known = param.load_path, {}
+
+    def load_path(path: str, fs: Any, **how: Any) -> Any:
+        if path not in known:
+            known[path] = read(path, fs, **how)
+        return known[path]
+
+    param.load_path = load_path
+    try:
+        yield
+    finally:
+        param.load_path = read
+
+
+@contextlib.contextmanager
+def locks_written_where_they_changed() -> Iterator[None]:
+    """In the block DVC changes a lock file stage by stage, and never leaves half of one."""
+    write = dvcfile.Lockfile.dump_stages
+
+    def dump_stages(self: dvcfile.Lockfile, stages: list[Any], **how: Any) -> None:
+        path = Path(self.path)
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        changes = {name: made for s in stages for name, made in to_lockfile(s, **how).items()}
+        after = with_stages(before, changes)
+        if after is None:
+            write(self, stages, **how)
+        elif after != before:
+            _replace(path, after)
+            self.repo.scm_context.track_file(self.relpath)
+
+    dvcfile.Lockfile.dump_stages = dump_stages
+    try:
+        yield
+    finally:
+        dvcfile.Lockfile.dump_stages = write
+
+
+def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
+    """A lock file's text with these stages in it, as DVC writes it; None if ``text`` is not so.
+
+    A stage that is there keeps its place, a new one comes last. O(length of the text).
+    """
+    rest = text[len(_HEAD) :] if text else ""
+    if not _is_plain(text, rest):
+        return None
+    blocks = {block.partition("\n")[0]: block for block in _BLOCK.split(rest) if block}
+    for name, made in stages.items():
+        block = dumps_yaml({"stages": {name: made}}).partition("\n")[2]
+        blocks[block.partition("\n")[0]] = block
+    return _HEAD + "".join(blocks.values())
+
+
+def _is_plain(text: str, rest: str) -> bool:
+    """Whether a lock file is empty, or its head, and whole stages and nothing else behind it."""
+    if not text:
+        return True
+    is_indented = all(line.startswith("  ") for line in rest[:-1].split("\n"))
+    return text.startswith(_HEAD) and rest.endswith("\n") and is_indented and "\n  ?" not in text
+
+
+def _replace(path: Path, text: str) -> None:
+    whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    whole.write_text(text, encoding="utf-8")
+    whole.replace(path)
+
+
+def mend(path: Path) -> bool:
+    """Whether a lock file was cut off, by a kill or a full disk, and is whole again.
+
+    The stages before the cut stay as they are; those behind it are as in Git's last commit, or
+    unknown. DVC's run cache holds what was made of them, and ``repro`` restores it from there.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if text is None or _locked(text) is not None or re.search("^(<<<<<<<|>>>>>>>)", text, re.M):
+        return False
+    begins = [at.start() for at in _BLOCK.finditer(text)]
+    before = _locked(text[: begins[-1]] if len(begins) > 1 else "") or {}
+    if len(begins) > 1 and not before:
+        return False  # damaged elsewhere than at its end: DVC says where
+    argv = ["git", "show", f"HEAD:./{path.name}"]
+    shown = subprocess.run(argv, cwd=path.parent, capture_output=True, text=True)
+    committed = (_locked(shown.stdout) if shown.returncode == 0 else None) or {}
+    _replace(path, dumps_yaml({"schema": "2.0", "stages": {**committed, **before}}))
+    log.warning(
+        "%s was cut off while DVC wrote it: %d stages were whole, %d are taken from the last "
+        "commit. What else was made comes from DVC's run cache.",
+        path.name, len(before), len(committed.keys() - before.keys()),
+    )  # fmt: skip
+    return True
+
+
+def _locked(text: str) -> dict[str, Any] | None:
+    """The stages of a lock file; None if it is none."""
+    try:
+        return COMPILED_LOCKFILE_SCHEMA(parse_yaml_for_update(text, "dvc.lock")).get("stages", {})
+    except (YAMLFileCorruptedError, Invalid):
+        return None
+
+
+if __name__ == "__main__":
+    with params_read_once(), locks_written_where_they_changed():
+        sys.exit(main(sys.argv[1:]))
