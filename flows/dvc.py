@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import networkx as nx
+from dvc.dvcfile import PROJECT_FILE
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
@@ -35,7 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from flows import dvc_files
-from flows.dvc_files import LOCK_FILES, mend, params_read_once
+from flows.dvc_files import LOCK_FILES, mend, params_read_once, studies_left_out
 from flows.process import GRACE_SECONDS, Stopped, run
 from stages.errors import QuarryError
 
@@ -88,18 +90,12 @@ class StageStopped(QuarryError):
 
 
 @contextlib.contextmanager
-def _repo() -> Iterator[Repo]:
-    """The project's ``Repo``, under DVC's lock, its lock files whole; DVC's errors become ours."""
+def _opened() -> Iterator[Repo]:
+    """The current folder's ``Repo``; DVC's errors become ours."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("DVC's Python API is for the main thread only")
     try:
-        with contextlib.closing(Repo(_wait_for_lock=True)) as repo, lock_repo(repo):
-            try:
-                _ = repo.index.stages
-            except DvcException:
-                if not any([mend(Path(repo.root_dir) / name) for name in LOCK_FILES]):
-                    raise
-                repo._reset()
+        with contextlib.closing(Repo(_wait_for_lock=True)) as repo:
             yield repo
     except DvcException as e:
         causes = [str(e)]
@@ -109,6 +105,30 @@ def _repo() -> Iterator[Repo]:
         raise QuarryError("dvc: " + ": ".join(dict.fromkeys(causes))) from e
 
 
+@contextlib.contextmanager
+def _repo(*, studies: bool) -> Iterator[Repo]:
+    """The ``Repo`` under DVC's lock, its lock files whole, its stages read, but for ``studies``."""
+    left_out = contextlib.nullcontext() if studies else studies_left_out()
+    with left_out, _opened() as repo, lock_repo(repo):
+        try:
+            _ = repo.index.stages
+        except DvcException:
+            if not any([mend(Path(repo.root_dir) / name) for name in LOCK_FILES]):
+                raise
+            repo._reset()
+        yield repo
+
+
+def _names_studies(targets: Iterable[str]) -> bool:
+    """Whether a target may be one, or stand on one: it is in another folder."""
+    return any("/" in target for target in targets)
+
+
+def _were_made() -> bool:
+    """Whether there is any output of a study, for all that its lock file says."""
+    return Path(LOCK_FILES[1]).exists()
+
+
 def _nodes(repo: Repo, targets: Sequence[str]) -> tuple[nx.DiGraph, list[Any]]:
     """DVC's graph (edges point upstream) and the wanted stages in it, upstream first.
 
@@ -116,7 +136,10 @@ def _nodes(repo: Repo, targets: Sequence[str]) -> tuple[nx.DiGraph, list[Any]]:
     folders (studies) is made only when it is named.
     """
     whole = repo.index.graph
-    ends = [stage for target in targets or ["dvc.yaml"] for stage in repo.stage.collect(target)]
+    if targets:
+        ends = [stage for target in targets for stage in repo.stage.collect(target)]
+    else:
+        ends = [s for s in repo.index.stages if s.path_in_repo == PROJECT_FILE]
     wanted = set(ends).union(*(nx.descendants(whole, stage) for stage in ends))
     position = {stage.addressing: at for at, stage in enumerate(repo.index.stages)}
     order = nx.lexicographical_topological_sort(
@@ -130,7 +153,7 @@ def graph(targets: Sequence[str] = ()) -> dict[str, Stage]:
 
     A target is what ``dvc repro`` takes: ``serve@rag-mine``, ``serve``, ``studies/dvc.yaml``.
     """
-    with _repo() as repo:
+    with _repo(studies=_names_studies(targets)) as repo:
         whole, order = _nodes(repo, targets)
         position = {stage.addressing: at for at, stage in enumerate(order)}
         return {
@@ -150,7 +173,7 @@ def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
     It looks at what lies there now: a stage whose upstream will be made anew may change later. A
     stage that another DVC process is making counts as changed.
     """
-    with _repo() as repo, params_read_once():
+    with _repo(studies=_names_studies(targets)) as repo, params_read_once():
         _, order = _nodes(repo, targets)
         found: dict[str, list[Any]] = {}
         for stage in order:
@@ -266,7 +289,7 @@ def mermaid(stages: Mapping[str, Stage], outcomes: Mapping[str, str] | None = No
 
 def share_cache(root: Path, other: Path) -> None:
     """Let the checkout ``other`` use the cache (and the local settings) of the one at ``root``."""
-    with contextlib.chdir(root), _repo() as repo:
+    with contextlib.chdir(root), _opened() as repo:
         place = str(Path(repo.cache.local.path).parents[1])  # files/md5 below it
     ours, theirs = (folder / ".dvc/config.local" for folder in (root, other))
     is_new = theirs.is_file() and not (ours.is_file() and _mtime(ours) > _mtime(theirs))
@@ -298,13 +321,25 @@ def checkout(folder: Path, *, relink: bool = False) -> None:
     Raises:
         QuarryError: an output is in the way.
     """
-    again = ["--relink"] if relink else []
-    _tell("--wait-for-lock", "checkout", "-q", "-f", "--allow-missing", *again, folder=folder)
+    with contextlib.chdir(folder), _repo(studies=_were_made()) as repo, _without_bars():
+        repo.checkout(force=True, allow_missing=True, relink=relink)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """DVC draws none in the block: the flow's own is on that terminal."""
+    theirs = logging.getLogger("dvc")
+    before = theirs.level
+    theirs.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        theirs.setLevel(before)
 
 
 def missing(folder: Path) -> list[str]:
     """The outputs below ``folder`` that its lock file names and the cache does not hold whole."""
-    with contextlib.chdir(folder), _repo() as repo:
+    with contextlib.chdir(folder), _repo(studies=False) as repo:
         return sorted({output for _, output in _missing(repo, ())})
 
 
@@ -366,7 +401,8 @@ def fetch(targets: Sequence[str] = ()) -> Fetched:
     Nothing is asked of the remote where the cache holds all, and nothing where there is no remote.
     The workspace stays as it is: ``repro`` then restores a stage instead of running it.
     """
-    with _repo() as repo:
+    studies = _names_studies(targets)
+    with _repo(studies=studies) as repo:
         wanted = _missing(repo, targets) if repo.config["core"].get("remote") else []
     if not wanted:
         return Fetched([], [])
@@ -375,7 +411,7 @@ def fetch(targets: Sequence[str] = ()) -> Fetched:
         _tell("--wait-for-lock", "fetch", *dict(wanted), folder=Path())
     except QuarryError as e:
         said = str(e)
-    with _repo() as repo:
+    with _repo(studies=studies) as repo:
         lacking = sorted({output for _, output in _missing(repo, targets)})
     return Fetched(sorted({output for _, output in wanted} - {*lacking}), lacking, said)
 
@@ -394,7 +430,7 @@ def verify(*, repair: bool = False) -> list[Damaged]:
     bytes. The next ``dvc repro`` restores or makes what is gone. An entry that is not in the cache
     (never pulled, or not cached by choice) is not damaged.
     """
-    with _repo() as repo:
+    with _repo(studies=_were_made()) as repo:
         cache = repo.cache.local
         entries = {
             Path(cache.oid_to_path(oid)): (oid, out.def_path, Path(out.fs_path) / inside)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 from dvc.dependency import param
@@ -158,3 +159,27 @@ def test_verify_names_a_damaged_folder_listing(project):
     found = dvc.verify(repair=True)
     assert [(d.output, d.entry.name) for d in found] == [("data/a", listing.name)]
     assert not listing.exists()
+
+
+def test_studies_are_read_only_where_they_are_named(project, monkeypatch):
+    """Four of five stages: what does not ask for them does not wait for them."""
+    from dvc.repo.index import Index
+
+    project.write(step={"a": {"text": "A"}}, study={"long": {"reads": "a", "text": "S"}})
+    read, files = Index.from_file.__func__, []
+    monkeypatch.setattr(
+        Index,
+        "from_file",
+        classmethod(lambda cls, *args: files.append(args[1]) or read(cls, *args)),
+    )
+    assert list(dvc.graph()) == ["step@a"] and dvc.status().keys() == {"step@a"}
+    assert {Path(file).relative_to(project.folder) for file in files} == {Path("dvc.yaml")}
+    named = ["step@a", "studies/dvc.yaml:study@long"]
+    assert list(dvc.graph(["studies/dvc.yaml"])) == named
+    for name in named:
+        dvc.repro(name)
+    Path("data/study/long/text").unlink()
+    Path("data/a/text").unlink()
+    dvc.checkout(project.folder)  # a study that was made is an output like others
+    assert project.text("study/long") == "A S" and project.text("a") == "A"
+    assert dvc.verify() == []
