@@ -3,9 +3,10 @@
 A vector depends on its text alone, byte for byte. Batches are why it usually does not: another
 number of rows or another padded length sums in another order. So every forward pass here has a
 fixed shape, which the text's own number of tokens decides (``fixed_shape``); dummy rows fill the
-last batch, until it has been seen that they change no bit (``_Model._pooled``): a service's single
-question is then read alone. A new document gets the bytes that it would get among a million others,
-on the same kind of processor, with the same packages and threads: those are in its key.
+last batch, until it has been seen how few of them give the same bits (``_Model._pooled``): a
+service's single question is then read alone, or nearly. A new document gets the bytes that it would
+get among a million others, on the same kind of processor, with the same packages and threads: those
+are in its key.
 
 ``embed`` puts the record store in front: no text is encoded twice, across entries and runs.
 
@@ -63,7 +64,7 @@ class _Model:
         )
         self.encoded = 0
         self._asked: Counter[tuple[int, int]] = Counter()  # partial batches by (rows, length)
-        self._same: dict[tuple[int, int], bool] = {}  # whether dummy rows change nothing there
+        self._enough: dict[tuple[int, int], int] = {}  # rows that give the whole shape's bits there
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -121,18 +122,21 @@ class _Model:
     def _pooled(self, ids: torch.Tensor, mask: torch.Tensor, n: int, pool: Forward) -> torch.Tensor:
         """The first n rows' vectors, (n, d), with the bits that the whole shape gives.
 
-        Whether n rows alone give them is a matter of the kernels that multiply such shapes here:
-        it is looked at when a shape comes for the second time, and holds from then on.
+        How few rows give them is a matter of the kernels that multiply such shapes here: it is
+        looked at when n rows of a length come for the second time, and holds from then on.
         """
         shape = n, ids.shape[1]
-        if self._same.get(shape):
-            return self._forward(ids[:n], mask[:n], pool)
-        vectors = self._forward(ids, mask, pool)[:n]
-        if n < len(ids) and shape not in self._same:
+        if r := self._enough.get(shape):
+            return self._forward(ids[:r], mask[:r], pool)[:n]
+        whole = self._forward(ids, mask, pool)
+        if n < len(ids):
             self._asked[shape] += 1
             if self._asked[shape] == 2:
-                self._same[shape] = torch.equal(self._forward(ids[:n], mask[:n], pool), vectors)
-        return vectors
+                tried = (r for r in (n, n + 1, n + 2, n + 4, n + 8) if r < len(ids))
+                gives = ((r, self._forward(ids[:r], mask[:r], pool)) for r in tried)
+                same = (r for r, rows in gives if torch.equal(rows, whole[:r]))
+                self._enough[shape] = next(same, len(ids))
+        return whole[:n]
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, pool: Forward) -> torch.Tensor:
         return pool(self.net(input_ids=ids, attention_mask=mask), mask)

@@ -76,28 +76,31 @@ def test_a_text_is_encoded_once_across_calls_and_documents(role, request, tmp_pa
     assert abs(again[1:] - fresh[::-1]).max() == 0
 
 
-@pytest.mark.parametrize("differs", [False, True])
+@pytest.mark.parametrize("fewest", [1, 3, 17])
 @pytest.mark.parametrize("role", ["dense", "sparse"])
-def test_a_lone_text_is_read_alone_once_dummy_rows_are_seen_to_change_nothing(
-    role: str, differs: bool, monkeypatch
+def test_a_lone_text_is_read_with_as_few_dummy_rows_as_change_nothing(
+    role: str, fewest: int, monkeypatch
 ) -> None:
+    """On a processor where ``fewest`` rows give the bits of 16: which is so differs."""
     encoder = open_encoder(encoder_dir(role), role)
     forward, shapes = encoder.model._forward, []
 
-    def watched(ids, mask, pool):
+    def processor(ids, mask, pool):
         shapes.append(tuple(ids.shape))
-        vectors = forward(ids, mask, pool)
-        return vectors * (1 + 1e-6) if differs and len(ids) == 1 else vectors
+        whole = [torch.cat([x, x[-1:].expand(16 - len(x), -1)]) for x in (ids, mask)]
+        vectors = forward(*whole, pool)[: len(ids)]
+        return vectors * (1 + 1e-6) if len(ids) < min(fewest, 16) else vectors
 
-    monkeypatch.setattr(encoder.model, "_forward", watched)
+    monkeypatch.setattr(encoder.model, "_forward", processor)
     asked = ["Who climbed it?", "Who painted it?", "Who wrote it?", "Who saw it?"]
     alone = [encoder.encode([text], "query") for text in asked]
     together = encoder.encode(asked, "query")
     for i, vector in enumerate(alone):
         assert abs(vector - together[i : i + 1]).max() == 0, "and its bits are the same"
-    rows = [rows for rows, _ in shapes[:5]]
     assert len({length for _, length in shapes}) == 1
-    assert rows == ([16, 16, 1, 16, 16] if differs else [16, 16, 1, 1, 1])
+    tried = {1: [1], 3: [1, 2, 3], 17: [1, 2, 3, 5, 9]}[fewest]
+    then = {1: 1, 3: 3, 17: 16}[fewest]
+    assert [rows for rows, _ in shapes] == [16, 16, *tried, then, then, 16]
 
 
 def test_weights_are_not_loaded_where_every_vector_is_kept(dense, tmp_path: Path) -> None:
