@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,13 @@ def read_drifts(
     corpora: Collection[str],
     policy: DriftPolicy,
     encoders: Mapping[str, str],
+    indexes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Drift]:
     """The drift of each corpus that has other documents now, in the given order.
 
-    ``encoders`` says which model directory of the promoted revision the vectors come from.
+    ``encoders`` says which model directory of the promoted revision the vectors come from. Of
+    ``indexes``, the entries of ``index``, one with that encoder over the corpus says how it reads:
+    what was there is in the record store then, and what arrived will be for the index.
     """
     drifts = {}
     for corpus in corpora:
@@ -54,7 +58,9 @@ def read_drifts(
         found = None
         if is_known and corpus in encoders and policy.embedding:
             model = promoted / "data/finetune" / encoders[corpus]
-            found = _embedding(old, new, changes, model, policy)
+            found = _embedding(
+                old, new, changes, model, policy, _reading(corpus, model.name, indexes)
+            )
         drifts[corpus] = Drift(changes, words, found)
     return drifts
 
@@ -64,8 +70,16 @@ def _texts(documents: pa.Table) -> list[str]:
     return [f"{title} {text}" for title, text in zip(*columns, strict=True)]
 
 
+def _reading(corpus: str, encoder: str, indexes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """``max_tokens`` and ``threads`` of an index with this encoder over the corpus, if any."""
+    for entry in indexes.values():
+        if (entry["corpus"], entry["model"]) == (corpus, encoder):
+            return {name: entry[name] for name in ("max_tokens", "threads") if name in entry}
+    return {}
+
+
 def _embedding(
-    old: Path, new: Path, changes: Changes, model: Path, policy: DriftPolicy
+    old: Path, new: Path, changes: Changes, model: Path, policy: DriftPolicy, reads: dict[str, int]
 ) -> Discrepancy | None:
     """What arrived against what was there and stayed. Two samples that share documents would not
     be exchangeable, which is what the permutation test asks."""  # fmt: skip
@@ -80,7 +94,7 @@ def _embedding(
     from stages.records import RecordStore
 
     with RecordStore() as store:
-        encoder = open_encoder(model)
+        encoder = open_encoder(model, **reads)
         sides = [embed(encoder, *zip(*side, strict=True), store) for side in (stayed, arrived)]
     return embedding_shift(
         *map(np.asarray, sides), permutations=policy.permutations, seed=policy.seed
@@ -95,7 +109,7 @@ def _sample(corpus: Path, docids: Collection[str], n: int) -> list[tuple[str, st
         pc.equal(passages["seq"], 0), pc.is_in(passages["parent"], pa.array(chosen, pa.string()))
     )
     return [
-        (row["docid"], f"{row['title']} {row['text']}".strip())
+        (row["docid"], f"{row['title']} {row['text']}" if row["title"] else row["text"])
         for row in passages.filter(first).select(["docid", "title", "text"]).to_pylist()
     ]
 

@@ -108,7 +108,9 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
                 end = Cancelled if state.is_cancelled() else Failed
                 return end(message=f"the sources were not read: {state.message}")
         catalogue = params.entries("ingest")
-        drifts = read_drifts(served, folder, catalogue, policy.drift, policy.flow.encoder)
+        drifts = read_drifts(
+            served, folder, catalogue, policy.drift, policy.flow.encoder, params.entries("index")
+        )
         days = (time.time() - now.seconds) / DAY_SECONDS if now else None
         verdict = judge(policy.drift, drifts, changed, days=days, forced=force)
         plots = building.plot_images("\n".join(drift_figures(policy.drift, drifts)))

@@ -11,7 +11,9 @@ from flows.drift import DriftPolicy
 from flows.evidence import find_same, pick_texts, read_drifts, read_evidence
 from flows.gate import GatePolicy, Primary
 from stages.digest import digest
+from stages.encoder import DenseEncoder, embed, open_encoder
 from stages.errors import QuarryError
+from stages.records import RecordStore
 from stages.tables import table, write_table
 
 
@@ -66,6 +68,31 @@ def test_arrivals_are_tested_against_what_stayed_with_the_promoted_encoder(check
 
     write_corpus(candidate, {**OLD, "n0": "few"})
     assert read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"})["notes"].embedding is None
+
+
+def test_vectors_of_an_index_are_not_made_again(checkouts, monkeypatch) -> None:
+    """Read as the index reads, what was there is in the record store; what arrived is kept."""
+    promoted, candidate = checkouts
+    tiny_bert(promoted / "data/finetune/tiny")
+    write_corpus(promoted, OLD)
+    write_corpus(candidate, {**OLD, **{f"n{i}": f"something else {i}" for i in range(8)}})
+    with RecordStore() as store:
+        as_index = open_encoder(promoted / "data/finetune/tiny", max_tokens=64, threads=2)
+        embed(as_index, list(OLD), list(OLD.values()), store)
+    encode, read = DenseEncoder.encode, []
+    monkeypatch.setattr(
+        DenseEncoder,
+        "encode",
+        lambda self, texts, role: read.extend(texts) or encode(self, texts, role),
+    )
+    index = {"corpus": "notes", "model": "tiny", "max_tokens": 64, "threads": 2}
+    given = (*checkouts, ["notes"], POLICY, {"notes": "tiny"})
+    indexes = {"other": {**index, "corpus": "x"}, "flat": index}
+    assert read_drifts(*given, indexes)["notes"].embedding
+    assert sorted(read) == [f"something else {i}" for i in range(8)]
+    read.clear()
+    assert read_drifts(*given, indexes)["notes"].embedding and not read
+    assert read_drifts(*given)["notes"].embedding and len(read) == 20
 
 
 def test_a_corpus_that_is_new_counts_as_wholly_changed(checkouts) -> None:

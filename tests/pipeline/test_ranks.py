@@ -1,4 +1,4 @@
-"""Training by two processes under ``accelerate launch``: the losses of one, and one output."""
+"""Training by two processes (``accelerate launch``, ``torchrun``): one's losses, and one output."""
 
 import json
 import os
@@ -36,6 +36,7 @@ LAUNCH = [
     "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
     "--main_process_port", "0",
 ]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 GROUPS = [
     group(f"Q{i}: {'elm ' * (i % 4)}", [" yes", " no", " maybe"], split="train", weight=1 + i % 3)
     for i in range(7)
@@ -80,12 +81,14 @@ def run(folder: Path, *launcher: str, entry: str = "dpo", fails: bool = False) -
     return Trained(losses, read, tokens, said)
 
 
-@pytest.mark.parametrize("batch", [3, 1])
-def test_two_processes_have_the_losses_of_one(batch: int, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(("launcher", "batch"), [(LAUNCH, 3), (LAUNCH, 1), (TORCHRUN, 3)])
+def test_two_processes_have_the_losses_of_one(
+    launcher: list[str], batch: int, tmp_path: Path, monkeypatch
+) -> None:
     """Batch 3: one reads two groups of a step and the other one. Batch 1: one reads nothing."""
     monkeypatch.chdir(tmp_path)  # and back
     alone = run(project(tmp_path / "one", batch=batch))
-    both = run(project(tmp_path / "two", batch=batch), *LAUNCH)
+    both = run(project(tmp_path / "two", batch=batch), *launcher)
     steps = VALUES["steps"]
     assert len(alone.losses) == steps and max(alone.losses) - min(alone.losses) > 0.01
     assert both.losses == pytest.approx(alone.losses, rel=0, abs=1e-4)
