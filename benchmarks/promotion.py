@@ -134,7 +134,7 @@ def main() -> None:
         print("promotion: nothing is built here (make run); nothing measured", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["git", "clone", "-q", str(ROOT), f"{folder}/clone"], check=True)
+        subprocess.run(["git", "clone", "-q", "--no-tags", str(ROOT), f"{folder}/clone"], check=True)
         os.chdir(f"{folder}/clone")
         Path(".dvc/cache").symlink_to(ROOT / ".dvc/cache")
         for name in ("QUARRY_RECORDS", "PREFECT_API_URL"):
