@@ -134,7 +134,8 @@ def main() -> None:
         print("promotion: nothing is built here (make run); nothing measured", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["git", "clone", "-q", "--no-tags", str(ROOT), f"{folder}/clone"], check=True)
+        clone = ["git", "clone", "-q", "--no-tags", str(ROOT), f"{folder}/clone"]
+        subprocess.run(clone, check=True)
         os.chdir(f"{folder}/clone")
         Path(".dvc/cache").symlink_to(ROOT / ".dvc/cache")
         for name in ("QUARRY_RECORDS", "PREFECT_API_URL"):

@@ -133,7 +133,8 @@ def main() -> None:
         print(f"retrain: {corpus} has no corpus.jsonl; nothing measured", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["git", "clone", "-q", "--no-tags", str(ROOT), f"{folder}/clone"], check=True)
+        clone = ["git", "clone", "-q", "--no-tags", str(ROOT), f"{folder}/clone"]
+        subprocess.run(clone, check=True)
         os.chdir(f"{folder}/clone")
         for name in ("QUARRY_RECORDS", "PREFECT_API_URL"):
             os.environ.pop(name, None)
