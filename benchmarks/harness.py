@@ -15,14 +15,20 @@ the figures are seconds. ``ratio`` is above 1 where ours is better, either way.
 """
 
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
+from pathlib import Path
 from typing import Any
 
 Run = Callable[[], Any]
 
+ROOT = Path(__file__).resolve().parents[1]
 WARM = 20  # seconds: imports and first allocations are lost in a run this long
 
 
@@ -94,3 +100,23 @@ def compare(
 def _short(value: float) -> float:
     """Four significant digits: more would be noise."""
     return float(f"{value:.4g}")
+
+
+@contextmanager
+def scratch_clone() -> Iterator[None]:
+    """In the block the current folder is a clone of this checkout's last commit, gone afterwards.
+
+    It has none of its tags, outputs or caches; processes started there take its code, and write
+    into its own record store and Prefect database.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder).resolve() / "clone"
+        subprocess.run(["git", "clone", "-q", "--no-tags", str(ROOT), str(clone)], check=True)
+        for name in ("QUARRY_RECORDS", "PREFECT_API_URL"):
+            os.environ.pop(name, None)
+        os.environ |= {
+            "PYTHONPATH": str(clone), "PREFECT_HOME": f"{clone}/.quarry/prefect",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+        with chdir(clone):
+            yield

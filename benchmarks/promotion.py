@@ -7,14 +7,15 @@ three indexes and ask for answers, one request after the other, while a document
 request with 200, and the document among the hits. About three minutes on 2 cores.
 """
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ from typing import NamedTuple
 
 import httpx
 
-from benchmarks.retrain import ROOT, commit, retrain
+from benchmarks.harness import ROOT, scratch_clone
+from benchmarks.retrain import commit, retrain
 from benchmarks.serve import is_ready
 from flows.promote import SERVED
 
@@ -65,7 +67,20 @@ def service(folder: Path) -> Iterator[str]:
             process.terminate()
 
 
-def ask(url: str, path: str, what: str, bodies: Iterator[dict], told: list[Told], stop) -> None:
+def requests() -> dict[str, tuple[str, Iterator[dict]]]:
+    """By client: the path, and its bodies. No two questions are alike: none is answered before."""
+    searches = {
+        index: ("/search", itertools.repeat({"query": query, "k": 5, "index": index}))
+        for index, query in SEARCHES
+    }
+    questions = (
+        {"question": f"Who wrote book number {n}?", "entry": ENTRY, "stream": False}
+        for n in itertools.count(1)
+    )
+    return {**searches, "answers": ("/answer", questions)}
+
+
+def ask(url: str, what: str, path: str, bodies: Iterator[dict], told: list[Told], stop) -> None:
     """Requests one after the other, until ``stop``."""
     with httpx.Client(base_url=url, timeout=120) as client:
         while not stop.wait(PAUSE):
@@ -80,50 +95,42 @@ def ask(url: str, path: str, what: str, bodies: Iterator[dict], told: list[Told]
             told.append(Told(what, status, now, now - start, found))
 
 
-def searches(index: str, query: str) -> Iterator[dict]:
-    while True:
-        yield {"query": query, "k": 5, "index": index}
-
-
-def questions() -> Iterator[dict]:
-    """No two alike: none is answered from memory."""
-    n = 0
-    while True:
-        n += 1
-        yield {"question": f"Who wrote book number {n}?", "entry": ENTRY, "stream": False}
+@contextmanager
+def asking(url: str) -> Iterator[list[Told]]:
+    """What the clients were told, from the start of the block to its end."""
+    told: list[Told] = []
+    stop = threading.Event()
+    clients = [
+        threading.Thread(target=ask, args=(url, what, path, bodies, told, stop))
+        for what, (path, bodies) in requests().items()
+    ]
+    for client in clients:
+        client.start()
+    try:
+        yield told
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
 
 
 def measure() -> None:
     """In the clone that is the current folder. Prints a JSON line."""
     first, _ = retrain("Promoted")
-    told: list[Told] = []
-    stop = threading.Event()
-    with service(SERVED.resolve()) as url:
-        clients = [
-            threading.Thread(target=ask, args=(url, "/search", i, searches(i, q), told, stop))
-            for i, q in SEARCHES
-        ]
-        asked = (url, "/answer", "answers", questions(), told, stop)
-        clients.append(threading.Thread(target=ask, args=asked))
-        for client in clients:
-            client.start()
+    with service(SERVED.resolve()) as url, asking(url) as told:
         Path("examples/mine/birds.md").write_text(TEXT, encoding="utf-8")
         commit("a document")
         begun = time.monotonic()
         seconds, _ = retrain("Promoted")
         time.sleep(AFTER)
-        stop.set()
-        for client in clients:
-            client.join()
     failed = [t for t in told if t.status != 200]
-    seen = min((t.at for t in told if t.found), default=None)
-    assert seen is not None, "the new document was never found"
-    names = [*(index for index, _ in SEARCHES), "answers"]
+    seen = [t.at for t in told if t.found]
+    assert seen, "the new document was never found"
     print(json.dumps({
         "benchmark": "promotion under load", "unit": "s", "first promotion": round(first, 1),
-        "retraining": round(seconds, 1), "found after": round(seen - begun, 1),
-        "requests": {name: sum(t.what == name for t in told) for name in names},
-        "failed": len(failed), "longest": round(max(t.seconds for t in told), 2),
+        "retraining": round(seconds, 1), "found after": round(min(seen) - begun, 1),
+        "requests": Counter(t.what for t in told), "failed": len(failed),
+        "longest": round(max(t.seconds for t in told), 2),
     }))  # fmt: skip
     assert not failed, failed[:5]
 
@@ -133,17 +140,8 @@ def main() -> None:
     if not (ROOT / "data/index/flat-mine/meta.json").is_file():
         print("promotion: nothing is built here (make run); nothing measured", file=sys.stderr)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        clone = ["git", "clone", "-q", "--no-tags", str(ROOT), f"{folder}/clone"]
-        subprocess.run(clone, check=True)
-        os.chdir(f"{folder}/clone")
+    with scratch_clone():
         Path(".dvc/cache").symlink_to(ROOT / ".dvc/cache")
-        for name in ("QUARRY_RECORDS", "PREFECT_API_URL"):
-            os.environ.pop(name, None)
-        os.environ |= {
-            "PYTHONPATH": os.getcwd(), "PREFECT_HOME": f"{os.getcwd()}/.quarry/prefect",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
         measure()
 
 

@@ -17,21 +17,19 @@ About half an hour on 2 cores, once each: a build from nothing is not repeated.
 import argparse
 import json
 import math
-import os
 import random
 import re
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import ROOT, scratch_clone
 from stages.errors import QuarryError
 
-ROOT = Path(__file__).resolve().parents[1]
 NPL = ROOT.parent / "shared" / "data" / "npl"
 MINE = re.compile(r"^  mine: \{source: .*$", re.MULTILINE)  # the first is that of ingest
 ENTRY = "  mine: {source: beir, path: corpora/mine, chunk: {mode: none}, dedup: {mode: mark}}"
@@ -132,16 +130,7 @@ def main() -> None:
     if not (corpus / "corpus.jsonl").is_file():
         print(f"retrain: {corpus} has no corpus.jsonl; nothing measured", file=sys.stderr)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        clone = ["git", "clone", "-q", "--no-tags", str(ROOT), f"{folder}/clone"]
-        subprocess.run(clone, check=True)
-        os.chdir(f"{folder}/clone")
-        for name in ("QUARRY_RECORDS", "PREFECT_API_URL"):
-            os.environ.pop(name, None)
-        os.environ |= {
-            "PYTHONPATH": os.getcwd(), "PREFECT_HOME": f"{os.getcwd()}/.quarry/prefect",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
+    with scratch_clone():
         measure(corpus)
 
 

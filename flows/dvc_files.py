@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,19 @@ log = logging.getLogger(__name__)
 
 LOCK_FILES = ("dvc.lock", "studies/dvc.lock")
 _HEAD = "schema: '2.0'\nstages:\n"
+_PLAIN = re.compile(re.escape(_HEAD) + r"((?:  [^?\n].*\n)*)")  # whole stages, nothing else
 _BLOCK = re.compile(r"^(?=  [^\s?])", re.MULTILINE)  # where a stage begins
+
+
+@contextlib.contextmanager
+def _standing_in(owner: Any, name: str, other: Callable[..., Any]) -> Iterator[None]:
+    """In the block ``other`` is what DVC calls by this name."""
+    theirs = getattr(owner, name)
+    setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        setattr(owner, name, theirs)
 
 
 @contextlib.contextmanager
@@ -45,11 +57,8 @@ def params_read_once() -> Iterator[None]:
             known[path] = read(path, fs, **how)
         return known[path]
 
-    param.load_path = load_path
-    try:
+    with _standing_in(param, "load_path", load_path):
         yield
-    finally:
-        param.load_path = read
 
 
 @contextlib.contextmanager
@@ -66,11 +75,8 @@ def studies_left_out() -> Iterator[None]:
                 folders[:] = [f for f in folders if f != name]
             yield folder, folders, files
 
-    DvcIgnoreFilter.walk = walk_past
-    try:
+    with _standing_in(DvcIgnoreFilter, "walk", walk_past):
         yield
-    finally:
-        DvcIgnoreFilter.walk = walk
 
 
 @contextlib.contextmanager
@@ -89,11 +95,8 @@ def locks_written_where_they_changed() -> Iterator[None]:
             _replace(path, after)
             self.repo.scm_context.track_file(self.relpath)
 
-    dvcfile.Lockfile.dump_stages = dump_stages
-    try:
+    with _standing_in(dvcfile.Lockfile, "dump_stages", dump_stages):
         yield
-    finally:
-        dvcfile.Lockfile.dump_stages = write
 
 
 def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
@@ -101,22 +104,14 @@ def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
 
     A stage that is there keeps its place, a new one comes last. O(length of the text).
     """
-    rest = text[len(_HEAD) :] if text else ""
-    if not _is_plain(text, rest):
+    plain = _PLAIN.fullmatch(text or _HEAD)
+    if plain is None:
         return None
-    blocks = {block.partition("\n")[0]: block for block in _BLOCK.split(rest) if block}
+    blocks = {block.partition("\n")[0]: block for block in _BLOCK.split(plain[1]) if block}
     for name, made in stages.items():
         block = dumps_yaml({"stages": {name: made}}).partition("\n")[2]
         blocks[block.partition("\n")[0]] = block
     return _HEAD + "".join(blocks.values())
-
-
-def _is_plain(text: str, rest: str) -> bool:
-    """Whether a lock file is empty, or its head, and whole stages and nothing else behind it."""
-    if not text:
-        return True
-    is_indented = all(line.startswith("  ") for line in rest[:-1].split("\n"))
-    return text.startswith(_HEAD) and rest.endswith("\n") and is_indented and "\n  ?" not in text
 
 
 def _replace(path: Path, text: str) -> None:

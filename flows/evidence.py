@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def read_drifts(
     corpora: Collection[str],
     policy: DriftPolicy,
     encoders: Mapping[str, str],
-    indexes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    indexes: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Drift]:
     """The drift of each corpus that has other documents now, in the given order.
 
@@ -58,9 +57,8 @@ def read_drifts(
         found = None
         if is_known and corpus in encoders and policy.embedding:
             model = promoted / "data/finetune" / encoders[corpus]
-            found = _embedding(
-                old, new, changes, model, policy, _reading(corpus, model.name, indexes)
-            )
+            reads = _reading(corpus, model.name, indexes)
+            found = _embedding(old, new, changes, model, policy, reads)
         drifts[corpus] = Drift(changes, words, found)
     return drifts
 

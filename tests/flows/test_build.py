@@ -11,19 +11,13 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from diamond import DIAMOND
 
 from flows import build as building
 from flows import dvc
 from flows.build import build, plot_images
 from flows.page import render_html
 from flows.report import Evaluation
-
-DIAMOND = {
-    "a": {"text": "A"},
-    "b": {"reads": "a", "text": "B"},
-    "c": {"reads": "a", "text": "C"},
-    "d": {"reads": "b", "also": "c", "text": "D"},
-}
 
 
 def run(*targets, **options):

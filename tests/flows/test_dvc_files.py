@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from diamond import DIAMOND
 from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,12 +16,6 @@ from hypothesis import strategies as st
 from flows import dvc
 from flows.dvc_files import with_stages
 
-DIAMOND = {
-    "a": {"text": "A"},
-    "b": {"reads": "a", "text": "B"},
-    "c": {"reads": "a", "text": "C"},
-    "d": {"reads": "b", "also": "c", "text": "D"},
-}
 letters = st.characters(categories=["L", "N", "P", "S"]) | st.sampled_from(" \n")
 scalars = (
     st.text(letters, max_size=30)
@@ -89,24 +84,30 @@ def test_flows_and_plain_dvc_write_the_same_lock_file(project):
     project.write(step=DIAMOND)
     for name in dvc.graph():
         dvc.repro(name, on_line=lambda line: None)
-    ours = Path("dvc.lock").read_bytes()
+    first = Path("dvc.lock").read_bytes()
     Path("dvc.lock").unlink()
     project.repro()
     assert sorted(project.calls()) == [f"step@{name}" for name in "abcd"]  # once: DVC's run cache
-    assert Path("dvc.lock").read_bytes() == ours
+    assert Path("dvc.lock").read_bytes() == first
+
     project.write(step={**DIAMOND, "b": {"reads": "a", "text": "other"}})
-    for name in dvc.status():
-        dvc.repro(name, on_line=lambda line: None)
-    for name in dvc.status():
-        dvc.repro(name, on_line=lambda line: None)
-    ours = Path("dvc.lock").read_bytes()
-    Path("dvc.lock").write_text("# a comment: DVC's own way\n" + ours.decode())
-    project.write(step={**DIAMOND, "b": {"reads": "a", "text": "third"}})
     for name in ("step@b", "step@d"):
         dvc.repro(name, on_line=lambda line: None)
-    assert Path("dvc.lock").read_text().startswith("# a comment") and dvc.status() == {}
+    second = Path("dvc.lock").read_bytes()
+    Path("dvc.lock").write_bytes(first)
     project.repro()
-    assert project.text("d") == "A third A C D"
+    assert Path("dvc.lock").read_bytes() == second != first
+
+
+def test_a_lock_file_with_a_comment_keeps_it(project):
+    project.write(step=DIAMOND)
+    project.repro()
+    Path("dvc.lock").write_text("# mine\n" + Path("dvc.lock").read_text())
+    project.write(step={**DIAMOND, "b": {"reads": "a", "text": "other"}})
+    for name in ("step@b", "step@d"):
+        dvc.repro(name, on_line=lambda line: None)
+    assert Path("dvc.lock").read_text().startswith("# mine\n") and dvc.status() == {}
+    assert project.text("d") == "A other A C D"
 
 
 # The command of a stage, killed when the new lock file is written and not yet in its place.

@@ -5,17 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from diamond import DIAMOND
 from dvc.dependency import param
 
 from flows import dvc
 from stages.errors import QuarryError
-
-DIAMOND = {
-    "a": {"text": "A"},
-    "b": {"reads": "a", "text": "B"},
-    "c": {"reads": "a", "text": "C"},
-    "d": {"reads": "b", "also": "c", "text": "D"},
-}
 
 
 def test_the_graph_is_dvcs_own_with_upstreams_first(project):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from diamond import DIAMOND
 from fault_worlds import plumbing
 
 from flows import dvc
@@ -20,12 +21,6 @@ from flows.build import main
 from flows.worktree import git
 
 ROOT = Path(__file__).parents[2]
-DIAMOND = {
-    "a": {"text": "A"},
-    "b": {"reads": "a", "text": "B"},
-    "c": {"reads": "a", "text": "C"},
-    "d": {"reads": "b", "also": "c", "text": "D"},
-}
 
 # DVC, killed when it has written so many characters of dvc.lock.
 DIES_WRITING = """

@@ -47,7 +47,7 @@ POLICY = DriftPolicy(permutations=200)
 def test_a_corpus_that_did_not_change_has_no_drift(checkouts) -> None:
     for checkout in checkouts:
         write_corpus(checkout, OLD)
-    assert read_drifts(*checkouts, ["notes", "not made"], POLICY, {}) == {}
+    assert read_drifts(*checkouts, ["notes", "not made"], POLICY, {}, {}) == {}
 
 
 def test_arrivals_are_tested_against_what_stayed_with_the_promoted_encoder(checkouts) -> None:
@@ -56,18 +56,20 @@ def test_arrivals_are_tested_against_what_stayed_with_the_promoted_encoder(check
     write_corpus(promoted, OLD)
     other = {f"n{i}": f"{i} " * (9 + i) for i in range(8)}
     write_corpus(candidate, {**OLD, **other})
-    drift = read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"})["notes"]
+    drift = read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"}, {})["notes"]
     assert (len(drift.changes.new), drift.changes.before) == (8, 12)
     assert drift.vocabulary.divergence > 0.2
     assert drift.embedding.p == 1 / 201
 
     alike = {f"n{i}": OLD[f"d{i + 2:02}"] for i in range(8)}  # copies of what was there
     write_corpus(candidate, {**OLD, **alike})
-    drift = read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"})["notes"]
+    drift = read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"}, {})["notes"]
     assert drift.embedding.p > 0.01
 
     write_corpus(candidate, {**OLD, "n0": "few"})
-    assert read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"})["notes"].embedding is None
+    assert (
+        read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"}, {})["notes"].embedding is None
+    )
 
 
 def test_vectors_of_an_index_are_not_made_again(checkouts, monkeypatch) -> None:
@@ -92,12 +94,12 @@ def test_vectors_of_an_index_are_not_made_again(checkouts, monkeypatch) -> None:
     assert sorted(read) == [f"something else {i}" for i in range(8)]
     read.clear()
     assert read_drifts(*given, indexes)["notes"].embedding and not read
-    assert read_drifts(*given)["notes"].embedding and len(read) == 20
+    assert read_drifts(*given, {})["notes"].embedding and len(read) == 20
 
 
 def test_a_corpus_that_is_new_counts_as_wholly_changed(checkouts) -> None:
     write_corpus(checkouts[1], OLD)
-    drift = read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"})["notes"]
+    drift = read_drifts(*checkouts, ["notes"], POLICY, {"notes": "tiny"}, {})["notes"]
     assert (drift.changes.before, drift.changes.share, drift.embedding) == (0, 1.0, None)
 
 
