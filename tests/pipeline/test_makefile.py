@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,3 +27,14 @@ def test_clean_removes_what_stages_wrote_and_nothing_that_git_keeps(tmp_path: Pa
     assert not written.exists()
     assert (clone / "data" / "runs" / "none").is_dir()
     assert list((clone / "data" / "evaluate").glob("*/metrics.json"))
+
+
+def test_python_keeps_what_it_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set-up compiles nothing: where no compiled file may be kept, each import compiles anew."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    show = "show: ; @python -c 'import sys; print(sys.dont_write_bytecode)'"
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--eval", show, "show"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "False\n"

@@ -134,14 +134,3 @@ def test_nothing_here_unpickles_evaluates_or_opens_a_shell() -> None:
                 assert name != "torch.load", f"{path}: weights are safetensors"
                 shell = [k for k in node.keywords if k.arg == "shell"]
                 assert not shell, f"{path}: argv lists only"
-
-
-def test_make_lets_python_keep_what_it_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set-up compiles nothing: where no compiled file may be kept, each import compiles anew."""
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    show = 'show: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"'
-    done = subprocess.run(
-        ["make", "--no-print-directory", "--eval", show, "show"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout == "[]\n"
