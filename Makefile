@@ -53,8 +53,8 @@ retrain: setup  ## once: refresh, build what changed, compare, promote or refuse
 deploy: setup  ## the same on a schedule: server, page, work pool, until Ctrl-C (PORT=4200)
 	@python -m flows.deploy --port $(or $(PORT),4200)
 
-test: setup  ## all tests
-	@python -m pytest
+test: setup  ## all tests, in two processes
+	@python -m pytest -n 2
 
 test-slow: setup  ## the heavier trials
 	@python -m pytest -m slow
