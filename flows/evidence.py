@@ -69,7 +69,7 @@ def _texts(documents: pa.Table) -> list[str]:
 
 
 def _reading(corpus: str, encoder: str, indexes: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """``max_tokens`` and ``threads`` of an index with this encoder over the corpus, if any."""
+    """How an index with this encoder over the corpus reads, if there is any."""
     for entry in indexes.values():
         if (entry["corpus"], entry["model"]) == (corpus, encoder):
             return {name: entry[name] for name in ("max_tokens", "threads") if name in entry}

@@ -1,23 +1,25 @@
 """Texts to vectors: dense (pooled tokens, unit length) and learned sparse (SPLADE).
 
 A vector depends on its text alone, byte for byte. Batches are why it usually does not: another
-number of rows or another padded length sums in another order. So every forward pass here has a
-fixed shape, which the text's own number of tokens decides (``fixed_shape``); dummy rows fill the
-last batch, until it has been seen how few of them give the same bits (``_Model._pooled``): a
-service's single question is then read alone, or nearly. A new document gets the bytes that it would
-get among a million others, on the same kind of processor, with the same packages and threads: those
-are in its key.
+number of rows, another padded length or another number of threads sums in another order. So every
+forward pass here has one thread and a fixed shape, which the text's own number of tokens decides
+(``fixed_shape``); dummy rows fill the last batch, until it has been seen how few of them give the
+same bits (``_Model._pooled``): a service's single question is then read alone, or nearly. A new
+document gets the bytes that it would get among a million others, on the same kind of processor,
+with the same packages: those are in its key. ``threads`` are passes side by side: beside other
+work two threads in one pass wait for each other, here nobody does.
 
 ``embed`` puts the record store in front: no text is encoded twice, across entries and runs.
 
 Reimers & Gurevych, Sentence-BERT, EMNLP 2019; Formal et al., SPLADE v2, arXiv:2109.10086.
 """
 
-import contextlib
 import functools
 import json
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,11 +35,12 @@ from stages.models import read_training
 from stages.records import RecordStore
 from stages.types import Encoder, Query, Role
 
-VERSION = "2"  # of the shapes and formulas: another version, other last bits
+VERSION = "3"  # of the shapes and formulas: another version, other last bits
 ROWS = 16  # of a batch, or fewer, as many as fit into TOKENS
 # At 128 tokens, texts per CPU second, dense: 40 with 4 rows, 32 with 8, 21 with 16; sparse, where
 # a token has 30,522 logits: 88 with 2 rows, 58 with 4, 45 with 8. At 8 tokens 16 rows are best.
 TOKENS = {"dense": 512, "sparse": 256}
+AHEAD = 4  # passes per thread that wait or are done, and were not taken yet
 BATCH = 256  # records between two commits of the store: a killed process loses no more
 
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]  # (model output, mask (b, t)) -> (b, d)
@@ -59,9 +62,7 @@ class _Model:
         self.max_tokens = min(max_tokens, longest, self.config.max_position_embeddings)
         self.prompts = _prompts(folder)
         # Everything that decides a vector, but for packages and processor.
-        self.fingerprint = digest(
-            "encoder", VERSION, made["fingerprint"], str(self.max_tokens), str(threads)
-        )
+        self.fingerprint = digest("encoder", VERSION, made["fingerprint"], str(self.max_tokens))
         self.encoded = 0
         self._asked: Counter[tuple[int, int]] = Counter()  # partial batches by (rows, length)
         self._enough: dict[tuple[int, int], int] = {}  # rows that give the whole shape's bits there
@@ -106,18 +107,39 @@ class _Model:
         groups: dict[tuple[int, int], list[int]] = {}
         for i, ids in enumerate(tokens):
             groups.setdefault(fixed_shape(len(ids), batch_tokens), []).append(i)
-        with _threads(self.threads), torch.inference_mode():
-            for shape, group in groups.items():
-                for at in range(0, len(group), shape[0]):
-                    part = group[at : at + shape[0]]
-                    ids = torch.full(shape, self.tokenizer.pad_token_id)
-                    mask = torch.zeros(shape, dtype=torch.long)
-                    mask[:, 0] = 1  # a dummy row looks at one token: no softmax over nothing
-                    for row, i in enumerate(part):
-                        ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
-                        mask[row, : len(tokens[i])] = 1
-                    self.encoded += len(part)
-                    yield part, self._pooled(ids, mask, len(part), pool).numpy()
+        passes = [
+            (group[at : at + shape[0]], shape)
+            for shape, group in groups.items()
+            for at in range(0, len(group), shape[0])
+        ]
+        _ = self.net  # is loaded here, once
+        ahead: deque[tuple[list[int], Future[npt.NDArray[np.float32]]]] = deque()
+        for part, shape in passes:
+            if len(ahead) == AHEAD * self.threads:
+                yield ahead[0][0], ahead.popleft()[1].result()
+            read = self._workers.submit(self._read, [tokens[i] for i in part], shape, pool)
+            ahead.append((part, read))
+        for part, read in ahead:
+            yield part, read.result()
+
+    @functools.cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, "encoder", initializer=_one_torch_thread)
+
+    def _read(
+        self, tokens: Sequence[Sequence[int]], shape: tuple[int, int], pool: Forward
+    ) -> npt.NDArray[np.float32]:
+        """One forward pass: the vectors of these texts, (n, d)."""
+        ids = torch.full(shape, self.tokenizer.pad_token_id)
+        mask = torch.zeros(shape, dtype=torch.long)
+        mask[:, 0] = 1  # a dummy row looks at one token: no softmax over nothing
+        for row, of_text in enumerate(tokens):
+            ids[row, : len(of_text)] = torch.tensor(of_text)
+            mask[row, : len(of_text)] = 1
+        with torch.inference_mode():
+            rows = self._pooled(ids, mask, len(tokens), pool).numpy()
+        self.encoded += len(tokens)
+        return rows
 
     def _pooled(self, ids: torch.Tensor, mask: torch.Tensor, n: int, pool: Forward) -> torch.Tensor:
         """The first n rows' vectors, (n, d), with the bits that the whole shape gives.
@@ -131,7 +153,7 @@ class _Model:
         whole = self._forward(ids, mask, pool)
         if n < len(ids):
             self._asked[shape] += 1
-            if self._asked[shape] == 2:
+            if self._asked[shape] >= 2 and shape not in self._enough:
                 tried = (r for r in (n, n + 1, n + 2, n + 4, n + 8) if r < len(ids))
                 gives = ((r, self._forward(ids[:r], mask[:r], pool)) for r in tried)
                 same = (r for r, rows in gives if torch.equal(rows, whole[:r]))
@@ -333,12 +355,14 @@ def _json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
-@contextlib.contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Torch on n threads inside, on as many as before outside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+_starting = threading.Lock()
+
+
+def _one_torch_thread() -> None:
+    """Torch on one thread in this thread, on as many as before in those that come later."""
+    with _starting:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # here, and where torch was not used yet
+        passing = threading.Thread(target=torch.set_num_threads, args=(before,))
+        passing.start()
+        passing.join()

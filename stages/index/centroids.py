@@ -39,7 +39,7 @@ class Params(KindParams):
     seed: int = 13  # of k-means
     sample: int = Field(65_536, ge=1)  # at most so many passages; 64 per centroid are enough
     max_tokens: int = Field(128, ge=8)  # of a text; the rest is not read
-    threads: int = Field(1, ge=1)  # of torch and faiss; another number, other last bits
+    threads: int = Field(1, ge=1)  # of the encoder and of faiss
 
 
 def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:

@@ -50,7 +50,7 @@ class Params(KindParams):
     nprobe: int = Field(ge=1)  # clusters that a query looks into
     codes: list[Literal["fp16", "int8"]] = Field([])  # kept beside the vectors: fewer bytes to move
     max_tokens: int = Field(128, ge=8)  # of a text; the rest is not read
-    threads: int = Field(1, ge=1)  # of torch and faiss; another number, other last bits
+    threads: int = Field(1, ge=1)  # of the encoder and of faiss
 
 
 def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:

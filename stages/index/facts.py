@@ -48,7 +48,7 @@ class Params(KindParams):
     # two unit vectors by at most 2^-11 = 4.9e-4 (Cauchy-Schwarz), and what rounds to 0 by 1e-6.
     dtype: Literal["f32", "f16"] = "f32"
     max_tokens: int = Field(64, ge=8)  # of a fact; as in training
-    threads: int = Field(1, ge=1)  # of torch; another number, other last bits
+    threads: int = Field(1, ge=1)  # of the encoder
 
     @model_validator(mode="after")
     def _names_what_it_needs(self) -> "Params":

@@ -28,7 +28,7 @@ class Params(KindParams):
     centroids: Literal["none"]
     triples: Literal["none"] = "none"
     max_tokens: int = Field(128, ge=8)  # of a text; the rest is not read
-    threads: int = Field(1, ge=1)  # of torch and faiss; another number, other last bits
+    threads: int = Field(1, ge=1)  # of the encoder and of faiss
 
 
 def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:

@@ -37,7 +37,7 @@ class Params(KindParams):
     triples: Literal["none"] = "none"
     nprobe: int = Field(ge=1)  # lists that a query looks into
     max_tokens: int = Field(128, ge=8)  # of a text; the rest is not read
-    threads: int = Field(1, ge=1)  # of torch and faiss; another number, other last bits
+    threads: int = Field(1, ge=1)  # of the encoder and of faiss
 
 
 def build(passages: pa.Table, params: Params, inputs: Inputs) -> Contents:

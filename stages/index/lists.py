@@ -28,9 +28,9 @@ def read_centroids(path: Path, made: Embedded, corpus: str) -> Floats:
     if index.encoder["fingerprint"] != encoder["fingerprint"]:
         raise QuarryError(
             f"index '{path.name}' was built with {index.encoder['name']} (max_tokens "
-            f"{index.encoder['max_tokens']}, threads {index.encoder['threads']}); the encoder is "
-            f"{encoder['name']} (max_tokens {encoder['max_tokens']}, threads {encoder['threads']}, "
-            f"other fingerprint). Give both entries the same model and values."
+            f"{index.encoder['max_tokens']}); the encoder is {encoder['name']} (max_tokens "
+            f"{encoder['max_tokens']}, other fingerprint). Give both entries the same model "
+            f"and values."
         )
     centroids = np.asarray(index.arrays["centroids"])
     if made.docids and not len(centroids):

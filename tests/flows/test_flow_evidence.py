@@ -79,7 +79,7 @@ def test_vectors_of_an_index_are_not_made_again(checkouts, monkeypatch) -> None:
     write_corpus(promoted, OLD)
     write_corpus(candidate, {**OLD, **{f"n{i}": f"something else {i}" for i in range(8)}})
     with RecordStore() as store:
-        as_index = open_encoder(promoted / "data/finetune/tiny", max_tokens=64, threads=2)
+        as_index = open_encoder(promoted / "data/finetune/tiny", max_tokens=48, threads=2)
         embed(as_index, list(OLD), list(OLD.values()), store)
     encode, read = DenseEncoder.encode, []
     monkeypatch.setattr(
@@ -87,7 +87,7 @@ def test_vectors_of_an_index_are_not_made_again(checkouts, monkeypatch) -> None:
         "encode",
         lambda self, texts, role: read.extend(texts) or encode(self, texts, role),
     )
-    index = {"corpus": "notes", "model": "tiny", "max_tokens": 64, "threads": 2}
+    index = {"corpus": "notes", "model": "tiny", "max_tokens": 48, "threads": 2}
     given = (*checkouts, ["notes"], POLICY, {"notes": "tiny"})
     indexes = {"other": {**index, "corpus": "x"}, "flat": index}
     assert read_drifts(*given, indexes)["notes"].embedding

@@ -18,16 +18,15 @@ def texts_of_all_lengths(n: int) -> list[str]:
     return rng.sample([*AWKWARD, *drawn], n)
 
 
-@pytest.mark.parametrize(
-    ("role", "threads", "n"), [("dense", 1, 40), ("sparse", 1, 40), ("dense", 2, 8)]
-)
-def test_a_vector_is_the_same_bytes_in_any_company(role: str, threads: int, n: int) -> None:
-    encoder = open_encoder(encoder_dir(role), role, max_tokens=64, threads=threads)
+@pytest.mark.parametrize("role", ["dense", "sparse"])
+def test_a_vector_is_the_same_bytes_in_any_company_and_on_any_number_of_threads(role: str) -> None:
+    encoder = open_encoder(encoder_dir(role), role, max_tokens=64)
     as_rows = np.asarray if role == "dense" else lambda v: v.toarray()
-    texts = texts_of_all_lengths(n)
+    texts = texts_of_all_lengths(40)
     together = as_rows(encoder.encode(texts, "passage"))
-    order = random.Random(threads).sample(range(len(texts)), len(texts))
-    shuffled = as_rows(encoder.encode([texts[i] for i in order], "passage"))
+    order = random.Random(1).sample(range(len(texts)), len(texts))
+    in_two = open_encoder(encoder_dir(role), role, max_tokens=64, threads=2)
+    shuffled = as_rows(in_two.encode([texts[i] for i in order], "passage"))
     assert (shuffled == together[order]).all()
     for i in order[:5]:
         alone = as_rows(encoder.encode([texts[i]], "passage"))

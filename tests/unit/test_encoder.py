@@ -1,6 +1,7 @@
 """What an encoder reads from its directory, counts, refuses, and leaves in the record store."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +112,15 @@ def test_weights_are_not_loaded_where_every_vector_is_kept(dense, tmp_path: Path
     assert fresh.model.encoded == 0 and "net" not in vars(fresh.model)
 
 
-def test_another_length_another_model_or_another_number_of_threads_is_another_record(dense) -> None:
+def test_another_length_or_another_model_is_another_record_and_more_threads_are_not(
+    dense, sparse
+) -> None:
     longer = open_encoder(encoder_dir("dense"), max_tokens=256)
+    keys = {e.model.key("text", "passage") for e in (dense, sparse, longer)}
+    assert len(keys) == len({e.fingerprint for e in (dense, sparse, longer)}) == 3
     two = open_encoder(encoder_dir("dense"), threads=2)
-    keys = {e.model.key("text", "passage") for e in (dense, longer, two)}
-    assert len(keys) == len({e.fingerprint for e in (dense, longer, two)}) == 3
-    assert open_encoder(encoder_dir("dense")).fingerprint == dense.fingerprint
+    assert two.fingerprint == dense.fingerprint
+    assert two.model.key("text", "passage") == dense.model.key("text", "passage")
 
 
 def test_text_beyond_max_tokens_is_not_read() -> None:
@@ -196,12 +200,20 @@ def test_nan_in_a_vector_names_the_document_and_nothing_is_kept(role: str, tmp_p
         assert store.size_bytes() == 0
 
 
-def test_threads_of_torch_are_as_before_after_encoding(dense) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+def test_passes_have_one_thread_of_torch_and_every_other_thread_has_what_it_had() -> None:
+    def new() -> int:
+        with ThreadPoolExecutor(1) as later:
+            return later.submit(torch.get_num_threads).result()
+
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
     try:
-        dense.encode(["Fuji"], "query")
-        assert torch.get_num_threads() == 2
+        encoder = open_encoder(encoder_dir("dense"), threads=2)
+        net = encoder.model.net
+        net.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+        encoder.encode(["Fuji", "Etna is a volcano in the east of Sicily, Italy"], "query")
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == new() == 3
     finally:
         torch.set_num_threads(before)
 
