@@ -66,6 +66,7 @@ class _Model:
         self.encoded = 0
         self._asked: Counter[tuple[int, int]] = Counter()  # partial batches by (rows, length)
         self._enough: dict[tuple[int, int], int] = {}  # rows that give the whole shape's bits there
+        self._same: dict[tuple[int, int], bool] = {}  # whether (rows, length) gives them
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -155,10 +156,19 @@ class _Model:
             self._asked[shape] += 1
             if self._asked[shape] >= 2 and shape not in self._enough:
                 tried = (r for r in (n, n + 1, n + 2, n + 4, n + 8) if r < len(ids))
-                gives = ((r, self._forward(ids[:r], mask[:r], pool)) for r in tried)
-                same = (r for r, rows in gives if torch.equal(rows, whole[:r]))
+                same = (r for r in tried if self._gives(r, ids, mask, pool, whole))
                 self._enough[shape] = next(same, len(ids))
         return whole[:n]
+
+    def _gives(
+        self, r: int, ids: torch.Tensor, mask: torch.Tensor, pool: Forward, whole: torch.Tensor
+    ) -> bool:
+        """Whether r rows of this length give the bits of the whole shape; looked at once."""
+        shape = r, ids.shape[1]
+        if shape not in self._same:
+            rows = self._forward(ids[:r], mask[:r], pool)
+            self._same[shape] = torch.equal(rows, whole[:r])
+        return self._same[shape]
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, pool: Forward) -> torch.Tensor:
         return pool(self.net(input_ids=ids, attention_mask=mask), mask)

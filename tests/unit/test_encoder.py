@@ -102,6 +102,11 @@ def test_a_lone_text_is_read_with_as_few_dummy_rows_as_change_nothing(
     tried = {1: [1], 3: [1, 2, 3], 17: [1, 2, 3, 5, 9]}[fewest]
     then = {1: 1, 3: 3, 17: 16}[fewest]
     assert [rows for rows, _ in shapes] == [16, 16, *tried, then, then, 16]
+    shapes.clear()
+    for _ in range(3):
+        encoder.encode(asked[:2], "query")
+    new = {1: [2], 3: [], 17: [4, 6, 10]}[fewest]  # what was tried for one text is known
+    assert [rows for rows, _ in shapes] == [16, 16, *new, max(then, 2)]
 
 
 def test_weights_are_not_loaded_where_every_vector_is_kept(dense, tmp_path: Path) -> None:
