@@ -15,6 +15,7 @@ Reimers & Gurevych, Sentence-BERT, EMNLP 2019; Formal et al., SPLADE v2, arXiv:2
 """
 
 import functools
+import itertools
 import json
 import threading
 from collections import Counter, deque
@@ -114,14 +115,14 @@ class _Model:
             for at in range(0, len(group), shape[0])
         ]
         _ = self.net  # is loaded here, once
-        ahead: deque[tuple[list[int], Future[npt.NDArray[np.float32]]]] = deque()
-        for part, shape in passes:
-            if len(ahead) == AHEAD * self.threads:
-                yield ahead[0][0], ahead.popleft()[1].result()
-            read = self._workers.submit(self._read, [tokens[i] for i in part], shape, pool)
-            ahead.append((part, read))
-        for part, read in ahead:
-            yield part, read.result()
+        reads = (
+            self._workers.submit(self._read, [tokens[i] for i in part], shape, pool)
+            for part, shape in passes
+        )
+        for (part, _), read in zip(passes, _ahead(reads, AHEAD * self.threads), strict=True):
+            rows = read.result()
+            self.encoded += len(part)
+            yield part, rows
 
     @functools.cached_property
     def _workers(self) -> ThreadPoolExecutor:
@@ -138,9 +139,7 @@ class _Model:
             ids[row, : len(of_text)] = torch.tensor(of_text)
             mask[row, : len(of_text)] = 1
         with torch.inference_mode():
-            rows = self._pooled(ids, mask, len(tokens), pool).numpy()
-        self.encoded += len(tokens)
-        return rows
+            return self._pooled(ids, mask, len(tokens), pool).numpy()
 
     def _pooled(self, ids: torch.Tensor, mask: torch.Tensor, n: int, pool: Forward) -> torch.Tensor:
         """The first n rows' vectors, (n, d), with the bits that the whole shape gives.
@@ -363,6 +362,14 @@ def _prompts(folder: Path) -> dict[str, str]:
 
 def _json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def _ahead(begun: Iterator[Future[Any]], n: int) -> Iterator[Future[Any]]:
+    """The same, n of them begun before the first is asked for."""
+    waiting = deque(itertools.islice(begun, n))
+    while waiting:
+        yield waiting.popleft()
+        waiting.extend(itertools.islice(begun, 1))
 
 
 _starting = threading.Lock()
