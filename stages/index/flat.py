@@ -45,6 +45,7 @@ class Flat:
     def __init__(self, index: Index, encoder: Path | None) -> None:
         self.fingerprint = index.fingerprint
         self._encoder = encoder_of(index, encoder)
+        self.at_once = self._encoder.model.threads  # so many threads may search
         self._vectors = index.arrays["vectors"]
         self._docids = np.array(index.docids, dtype=object)
 

@@ -59,6 +59,7 @@ class Ivf:
     def __init__(self, index: Index, encoder: Path | None) -> None:
         self.fingerprint = index.fingerprint
         self._encoder = encoder_of(index, encoder)
+        self.at_once = self._encoder.model.threads  # so many threads may search
         self._vectors = index.arrays["vectors"]
         self._centroids = np.asarray(index.arrays["centroids"])
         self._nprobe = min(index.settings["nprobe"], len(self._centroids))

@@ -50,6 +50,7 @@ class Splade:
     def __init__(self, index: Index, encoder: Path | None) -> None:
         self.fingerprint = index.fingerprint
         self._encoder = encoder_of(index, encoder)
+        self.at_once = self._encoder.model.threads  # so many threads may search
         self._postings = from_index(index)
         self._docids = np.array(index.docids, dtype=object)
 

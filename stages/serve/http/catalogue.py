@@ -26,7 +26,7 @@ from stages.serve.asked import Library, Served
 from stages.serve.http.corpus import Corpus
 from stages.serve.http.generation import Desk
 from stages.serve.http.lookahead import Memory, Together, own
-from stages.serve.http.searching import ALIKE, Searcher
+from stages.serve.http.searching import Alike, Searcher
 from stages.shell import NONE, Task
 from stages.types import Retriever
 
@@ -200,8 +200,11 @@ class Catalogue:
             )
         if place not in self._shelves:
             self._shelves[place] = self._shelf(task, place)
-            sharing = Together() if self._shelves[place].ahead else ALIKE
-            self._searchers[place] = Searcher(lambda size: self.sizes(size), sharing)
+            shelf = self._shelves[place]
+            at_once = getattr(shelf.retriever, "at_once", None)  # it has a model that reads
+            sharing = Together() if shelf.ahead else Alike(in_memory=at_once is None)
+            searcher = Searcher(lambda size: self.sizes(size), sharing, at_once or 1)
+            self._searchers[place] = searcher
         if model != NONE and model not in self._desks:
             self._desks[model] = self._desk(task, entry)
         shelf = self._shelves[place]

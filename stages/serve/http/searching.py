@@ -1,4 +1,4 @@
-"""The index's thread: searches that wait while it is busy are its next call, or its next few.
+"""The index's threads: searches that wait while they are busy are the next call, or the next few.
 
 A search that finds the index idle begins at once. What comes while others run goes together after
 them, and then as many as ran together before are waited for, a tenth of the time that those took
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
 class Sharing(Protocol):
     """How searches of an index go together."""
 
-    in_memory: bool  # a search waits for nothing but the processor
+    in_memory: bool  # a search waits for nothing, a model in threads of its own neither
 
     def cut(self, waiting: Sequence[Asked]) -> Sequence[Sequence[Asked]]:
         """Those that are one call, in the order of the calls; each in one of them."""
@@ -51,9 +51,10 @@ class Sharing(Protocol):
 
 
 class Alike:
-    """An index in memory: all searches of one form are one call."""
+    """All searches of one form are one call."""
 
-    in_memory = True
+    def __init__(self, *, in_memory: bool = True) -> None:
+        self.in_memory = in_memory
 
     def cut(self, waiting: Sequence[Asked]) -> list[list[Asked]]:
         """See ``Sharing``."""
@@ -75,18 +76,24 @@ ALIKE = Alike()
 
 
 class Searcher:
-    """Runs effects that need no generator, many at once, in a thread of its own."""
+    """Runs effects that need no generator, many at once, in threads of its own: as many as the
+    index may be searched by at a time."""
 
     def __init__(
-        self, count: Callable[[int], None] = lambda size: None, sharing: Sharing = ALIKE
-    ) -> None:
+        self, count: Callable[[int], None] = lambda size: None, sharing: Sharing = ALIKE,
+        threads: int = 1,
+    ) -> None:  # fmt: skip
         self._count, self._sharing = count, sharing  # count is told the size of every batch
         self._each = BRIEF  # seconds of processor time that a search takes, lately
         self._near: list[Asked] = []  # to be made in the event loop
         self._away = 0  # given to the thread, and not back
         self._queue: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="searcher", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"searcher-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def ask(self, effect: Effect, tools: Tools, seconds: float | None = None) -> Any:
         """The effect's result; effects with the same retriever go into one call.
@@ -111,15 +118,17 @@ class Searcher:
         return await future
 
     def submit(self, effect: Effect, tools: Tools) -> Future[Any]:
-        """``ask`` from any thread; always in the thread."""
+        """``ask`` from any thread; always in a thread of the index."""
         future: Future[Any] = Future()
         self._queue.put(Asked(effect, tools, future))
         return future
 
     def close(self) -> None:
-        """Finish what was asked, then end the thread."""
-        self._queue.put(None)
-        self._thread.join()
+        """Finish what was asked, then end the threads."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         more, before, took = True, 1, 0.0  # how many ran together the last time, and how long
