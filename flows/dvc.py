@@ -399,7 +399,8 @@ def fetch(targets: Sequence[str] = ()) -> Fetched:
     """Bring into the cache what the lock file names and only the default remote has.
 
     Nothing is asked of the remote where the cache holds all, and nothing where there is no remote.
-    The workspace stays as it is: ``repro`` then restores a stage instead of running it.
+    ``repro`` then restores a stage instead of running it, but for one with an output that is not
+    cached (metrics, which Git keeps): of such a stage what is not in the workspace is put there.
     """
     studies = _names_studies(targets)
     with _repo(studies=studies) as repo:
@@ -411,8 +412,16 @@ def fetch(targets: Sequence[str] = ()) -> Fetched:
         _tell("--wait-for-lock", "fetch", *dict(wanted), folder=Path())
     except QuarryError as e:
         said = str(e)
-    with _repo(studies=studies) as repo:
+    with _repo(studies=studies) as repo, _without_bars():
         lacking = sorted({output for _, output in _missing(repo, targets)})
+        if absent := [
+            str(out.fs_path)
+            for stage in _nodes(repo, targets)[1]
+            if not all(out.use_cache for out in stage.outs)
+            for out in stage.outs
+            if out.use_cache and not out.exists and str(out.def_path) not in lacking
+        ]:
+            repo.checkout(targets=absent, force=True)
     return Fetched(sorted({output for _, output in wanted} - {*lacking}), lacking, said)
 
 
@@ -423,34 +432,41 @@ class Damaged(NamedTuple):
     entry: Path
 
 
-def verify(*, repair: bool = False) -> list[Damaged]:
+def verify(*, repair: bool = False, checkouts: Sequence[Path] = ()) -> list[Damaged]:
     """Hash every cache entry that the lock files name; the damaged ones, removed with ``repair``.
 
-    A workspace file that is a hard link to a damaged entry is removed with it: it is the same
-    bytes. The next ``dvc repro`` restores or makes what is gone. An entry that is not in the cache
-    (never pulled, or not cached by choice) is not damaged.
+    Files of the workspace, and of other ``checkouts`` with this cache, that are hard links to a
+    damaged entry are removed with it: they are the same bytes. The next ``dvc repro`` restores or
+    makes what is gone. An entry that is not in the cache (never pulled, or not cached by choice) is
+    not damaged.
     """
+    copies: dict[Path, list[Path]] = {}  # of an entry: several outputs may hold the same file
     with _repo(studies=_were_made()) as repo:
         cache = repo.cache.local
-        entries = {
-            Path(cache.oid_to_path(oid)): (oid, out.def_path, Path(out.fs_path) / inside)
-            for out in repo.index.outs
-            if out.hash_info and out.hash_info.name == "md5" and out.use_cache
-            for oid, inside in _objects(cache, out.hash_info.value)
-        }
+        entries = {}
+        for out in repo.index.outs:
+            if out.hash_info and out.hash_info.name == "md5" and out.use_cache:
+                place = Path(out.fs_path).relative_to(repo.root_dir)
+                for oid, inside in _objects(cache, out.hash_info.value):
+                    entry = Path(cache.oid_to_path(oid))
+                    entries[entry] = oid, out.def_path
+                    copies.setdefault(entry, []).extend(
+                        folder / place / inside for folder in (Path(repo.root_dir), *checkouts)
+                    )
     there = {path: named for path, named in entries.items() if path.is_file()}
     damaged = []
     total = sum(path.stat().st_size for path in there)
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, delay=2) as bar:
-        for path, (oid, output, copy) in there.items():
+        for path, (oid, output) in there.items():
             bar.update(path.stat().st_size)
             with path.open("rb") as f:
                 found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False))
             if found.hexdigest() != oid.removesuffix(".dir"):
                 damaged.append(Damaged(str(output), path))
-                if repair and copy.is_file() and copy.samefile(path):
-                    copy.unlink()
                 if repair:
+                    for copy in copies[path]:
+                        if copy.is_file() and copy.samefile(path):
+                            copy.unlink()
                     path.unlink()
     return damaged
 

@@ -85,6 +85,10 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
     reach_outside(root, folder, params.entries("ingest"))
 
     with inside(folder, root):
+        damaged = dvc.verify(repair=True, checkouts=[root])
+        for entry in damaged:
+            log.warning("damaged, removed: %s (of %s)", entry.entry, entry.output)
+        force = force or bool(damaged)  # what is in production has to be made again
         status = _status(targets)
         changed = sort_changes(status)
         if now and not any(changed.values()) and not force:
@@ -99,9 +103,6 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
                 promote.serve(root, now.version.commit)
             except QuarryError as e:  # pruned or damaged; the build may make it again
                 log.warning("%s", e)
-        damaged = dvc.verify(repair=True)
-        for entry in damaged:
-            log.warning("damaged, removed: %s (of %s)", entry.entry, entry.output)
         if first := [name for name in status if name.startswith("ingest@")]:
             state = building.build(first, return_state=True)
             if not state.is_completed():

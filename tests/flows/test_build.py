@@ -7,10 +7,12 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
+import yaml
 from diamond import DIAMOND
 
 from flows import build as building
@@ -87,9 +89,16 @@ def test_what_an_edit_reaches_is_made_restored_or_left_alone(server, project):
     assert state.message == "5 stages: 1 Completed, 2 Restored, 2 Unchanged"
 
 
+@pytest.mark.parametrize("by_git", [False, True])
 def test_a_checkout_without_a_cache_restores_from_the_remote_and_runs_nothing(
-    server, project, tmp_path
+    server, project, tmp_path, by_git
 ):
+    """Nor stages with a file that Git keeps, as metrics, which DVC's run cache knows nothing of."""
+    if by_git:
+        graph = yaml.safe_load(Path("dvc.yaml").read_text())
+        span = {"calls/step-${key}.span": {"cache": False}}
+        graph["stages"]["step"]["do"]["outs"].append(span)
+        Path("dvc.yaml").write_text(yaml.safe_dump(graph))
     project.write(step=DIAMOND)
     project.repro()
     for argv in (["remote", "add", "-q", "-d", "there", str(tmp_path / "remote")], ["push", "-q"]):
@@ -98,7 +107,8 @@ def test_a_checkout_without_a_cache_restores_from_the_remote_and_runs_nothing(
         shutil.rmtree(project.folder / made)
     project.calls()
     state, outcomes = run()
-    assert outcomes == dict.fromkeys([f"step@{x}" for x in "abcd"], "Restored")
+    ended = "Unchanged" if by_git else "Restored"
+    assert outcomes == dict.fromkeys([f"step@{x}" for x in "abcd"], ended)
     assert project.calls() == [] and project.text("d") == "A B A C D"
     logs = ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id(state)]}}})
     said = "from the DVC remote: data/a, data/b, data/c, data/d"

@@ -144,6 +144,22 @@ def test_verify_removes_a_damaged_entry_and_the_stage_makes_it_again(project, ca
     assert dvc.verify() == []
 
 
+def test_verify_removes_every_copy_of_the_damaged_bytes(project, tmp_path):
+    (project.folder / ".dvc/config").open("a").write("[cache]\n    type = hardlink\n")
+    project.write(step={"a": {"text": "sound"}, "b": {"text": "sound"}})
+    project.repro()
+    entry = _entry_of(project, b"sound")
+    other = tmp_path / "worktree"
+    (other / "data/b").mkdir(parents=True)
+    os.link(entry, other / "data/b/text")
+    entry.chmod(0o644)
+    entry.write_bytes(b"rotte")
+    copies = [folder / "text" for folder in (Path("data/a"), Path("data/b"), other / "data/b")]
+    assert all(copy.read_bytes() == b"rotte" for copy in copies)
+    assert len(dvc.verify(repair=True, checkouts=[other])) == 1
+    assert not any(copy.exists() for copy in copies)
+
+
 def test_verify_names_a_damaged_folder_listing(project):
     project.write(step={"a": {"text": "A"}})
     dvc.repro("step@a")
