@@ -226,12 +226,14 @@ def judge(
     *,
     days: float | None,
     forced: bool = False,
+    damaged: int = 0,
 ) -> Verdict:
     """Whether to retrain, with everything that was looked at.
 
     ``drifts`` by corpus, ``changed`` as ``sort_changes`` gives it, ``days`` since the promotion
     (None: there was none, which is a reason). Time alone is none: what did not change would be
     made the same again. ``forced`` overrides the limit on deletions, too.
+    ``damaged`` entries were taken out of the cache: what holds them has to be made again.
     """
     triggers, stopped = [], []
     if days is None:
@@ -253,6 +255,8 @@ def judge(
         moved = any(changed.values()) or any(d.changes.share for d in drifts.values())
         text = f"promoted {days:.1f} days ago, limit {policy.days}"
         triggers.append(Trigger("age", "", is_old and moved, text))
+    if damaged:
+        triggers.append(Trigger("cache", "", True, f"{damaged} damaged entries were removed"))
     if forced:
         triggers.append(Trigger("forced", "", True, "asked for"))
     return Verdict(tuple(triggers), tuple(stopped))

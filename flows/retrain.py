@@ -88,10 +88,9 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
         damaged = dvc.verify(repair=True, checkouts=[root])
         for entry in damaged:
             log.warning("damaged, removed: %s (of %s)", entry.entry, entry.output)
-        force = force or bool(damaged)  # what is in production has to be made again
         status = _status(targets)
         changed = sort_changes(status)
-        if now and not any(changed.values()) and not force:
+        if now and not any(changed.values()) and not force and not damaged:
             return Completed(name="NothingToDo", message=f"{now.version.name} is up to date")
         inputs = _inputs(folder, sources)
         if not force and (why := _known(root, inputs)):
@@ -113,7 +112,9 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
             served, folder, catalogue, policy.drift, policy.flow.encoder, params.entries("index")
         )
         days = (time.time() - now.seconds) / DAY_SECONDS if now else None
-        verdict = judge(policy.drift, drifts, changed, days=days, forced=force)
+        verdict = judge(
+            policy.drift, drifts, changed, days=days, forced=force, damaged=len(damaged)
+        )
         plots = building.plot_images("\n".join(drift_figures(policy.drift, drifts)))
         text = "\n\n".join([reasons.drift_markdown(verdict, drifts), *plots])
         create_markdown_artifact(text, key="drift")

@@ -202,6 +202,9 @@ def test_twenty_percent_deleted_stop_the_flow_and_ten_do_not() -> None:
     assert "20 of 100 documents are gone" in verdict.stopped[0]
     assert judge(DriftPolicy(), {"c": moved(removed=10)}, {}, days=1.0).worth
     assert judge(DriftPolicy(), {"c": moved(removed=20)}, {}, days=1.0, forced=True).worth
+    damaged = judge(DriftPolicy(), {"c": moved(removed=20)}, {}, days=1.0, damaged=1)
+    assert damaged.stopped, "damage is a reason to build, and none to believe the source"
+    assert judge(DriftPolicy(), {}, {}, days=1.0, damaged=1).worth
 
 
 def test_an_unknown_key_is_refused_with_what_is_near(tmp_path) -> None:

@@ -238,13 +238,14 @@ def test_as_many_searches_as_the_index_bears_run_side_by_side():
             self.both.wait(60)
             return super().search(queries, k)
 
+    before = threading.active_count()
     searcher, tools = Searcher(threads=2), Tools(retriever=Meeting())
     first = searcher.submit(Search("a", 3), tools)
     wait_until(lambda: Meeting.both.n_waiting, "the first search waits for the second")
     second = searcher.submit(Search("b", 3), tools)
     assert (first.result(60), second.result(60)) == ([Hit("a#0", 1.0)], [Hit("b#0", 1.0)])
     searcher.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("searcher")]
+    assert threading.active_count() == before, "both have ended"
 
 
 # -- questions --------------------------------------------------------------------------------

@@ -5,11 +5,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from http_worlds import DENSE, SEARCH
+from index_worlds import encoder_dir
+from rooms import run_room, write_params
 
+from stages.effects import Search
 from stages.serve.http import app, catalogue
 from stages.serve.http.app import make_app
 from stages.serve.http.catalogue import Catalogue, read_entries
 from stages.serve.http.limits import Limits
+from stages.tools import Tools
 from stages.types import Hit
 
 INDEX = Path("data/index/words")
@@ -175,3 +180,27 @@ def test_an_entry_that_needs_more_than_an_index_and_a_model_says_so(project):
         "dvc repro serve@find runs it over its questions."
     )
     held.close()
+
+
+def test_a_search_that_a_model_reads_is_never_made_in_the_event_loop(project, monkeypatch):
+    """Its time is not that of the searching thread, by which a search is found to be brief."""
+    write_params(
+        index={"flat": DENSE | {"kind": "flat", "threads": 2}},
+        serve={"find": SEARCH | {"index": "flat", "encoder": "minilm"}},
+    )
+    Path("data/finetune/minilm").symlink_to(encoder_dir("dense"))
+    run_room("index", "flat")
+    held, names = Catalogue(read_entries(["find"])), []
+    held.open()
+    with held.borrow(held.entries["find"]) as opened:
+        search = opened.shelf.retriever.search
+        monkeypatch.setattr(
+            opened.shelf.retriever,
+            "search",
+            lambda *asked, k: names.append(threading.current_thread().name) or search(*asked, k),
+        )
+        monkeypatch.setattr(opened.searcher, "_each", 0.0)
+        asked = Search("Where is Lyon?", 1), Tools(retriever=opened.shelf.retriever)
+        hits = asyncio.run(opened.searcher.ask(*asked))
+    held.close()
+    assert hits[0].docid == "d0#0" and len(names) == 1 and names[0].startswith("searcher")

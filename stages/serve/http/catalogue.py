@@ -199,12 +199,10 @@ class Catalogue:
                 f"dvc repro serve@{entry.name} runs it over its questions."
             )
         if place not in self._shelves:
-            self._shelves[place] = self._shelf(task, place)
-            shelf = self._shelves[place]
-            at_once = getattr(shelf.retriever, "at_once", None)  # it has a model that reads
+            shelf = self._shelves[place] = self._shelf(task, place)
+            at_once = getattr(shelf.retriever, "at_once", None)  # threads: a model reads
             sharing = Together() if shelf.ahead else Alike(in_memory=at_once is None)
-            searcher = Searcher(lambda size: self.sizes(size), sharing, at_once or 1)
-            self._searchers[place] = searcher
+            self._searchers[place] = Searcher(lambda size: self.sizes(size), sharing, at_once or 1)
         if model != NONE and model not in self._desks:
             self._desks[model] = self._desk(task, entry)
         shelf = self._shelves[place]

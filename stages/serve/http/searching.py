@@ -39,7 +39,7 @@ class Asked(NamedTuple):
 class Sharing(Protocol):
     """How searches of an index go together."""
 
-    in_memory: bool  # a search waits for nothing, a model in threads of its own neither
+    in_memory: bool  # a search waits neither for a disk nor for the threads of a model
 
     def cut(self, waiting: Sequence[Asked]) -> Sequence[Sequence[Asked]]:
         """Those that are one call, in the order of the calls; each in one of them."""
