@@ -71,15 +71,17 @@ SVG, XHTML = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xhtml"
 _BAR = re.compile(r"(\d+)%\|[^|]*\|\s*(\d\S*/\S+) \[")  # tqdm's own; not DVC's, about files
 
 
-def stage_environment() -> dict[str, str]:
+def stage_environment(*, alone: bool) -> dict[str, str]:
     """One share of the cores for each stage that may run at the same time.
 
-    An entry of the catalogue may ask for more threads: they sleep while they wait for one another,
-    or they would spin on the core that the other stage needs.
+    An entry of the catalogue may ask for more threads. Unless the stage runs ``alone`` they sleep
+    while they wait for one another, or they would spin on the core that the other stage needs;
+    where they may spin, training is 1.7 times as fast.
     """
     threads = str(max(1, (os.cpu_count() or 1) // AT_ONCE))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return {**dict.fromkeys(names, threads), "OMP_WAIT_POLICY": "passive"}
+    waits = {} if alone else {"OMP_WAIT_POLICY": "passive"}
+    return dict.fromkeys(names, threads) | waits
 
 
 class Terminal:
@@ -94,8 +96,11 @@ class Terminal:
         self._shown[name] = text
         self._draw()
 
-    def finished(self, name: str) -> None:
+    def hide(self, name: str) -> None:
         self._shown.pop(name, None)
+
+    def finished(self, name: str) -> None:
+        self.hide(name)
         self._bar.update()
         self._draw()
 
@@ -108,7 +113,13 @@ class Terminal:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def make(
-    name: str, *, run: bool, force: bool, stop: threading.Event, show: Callable[[str, str], None]
+    name: str,
+    *,
+    run: bool,
+    force: bool,
+    alone: bool,
+    stop: threading.Event,
+    show: Callable[[str, str], None],
 ) -> State:
     """The state of one stage after making it, or ``Unchanged`` without a process."""
     if not run:
@@ -127,7 +138,7 @@ def make(
     while True:
         try:
             outcome = dvc.repro(
-                name, force=force, env=stage_environment(), stop=stop,
+                name, force=force, env=stage_environment(alone=alone), stop=stop,
                 on_line=log.info, on_progress=progress,
             )  # fmt: skip
             return Completed(name=outcome, message=f"{time.monotonic() - start:.1f} s")
@@ -192,15 +203,15 @@ def build(targets: Sequence[str] = (), force: bool = False, overrides: Sequence[
 def _build(targets: Sequence[str], force: bool) -> State:
     """The build in the current folder."""
     stages = dvc.graph(targets)
-    log = get_run_logger()
+    log, terminal = get_run_logger(), Terminal(len(stages))
     if not force:
-        _fetch(targets)
+        _fetch(targets, terminal)
     changed = set(stages) if force else set(dvc.status(targets))
     log.info("%d stages, %d of them changed", len(stages), len(changed))
     _limit_torch()
     plan = Plan(stages, changed)
     try:
-        _carry_out(plan, force, Terminal(len(stages)))
+        _carry_out(plan, force, terminal)
     except (KeyboardInterrupt, TerminationSignal) as e:
         return Cancelled(message=f"{type(e).__name__}; {plan.summary()}")
     publish(stages, plan.outcomes)
@@ -210,9 +221,15 @@ def _build(targets: Sequence[str], force: bool) -> State:
     return Completed(message=plan.summary())
 
 
-def _fetch(targets: Sequence[str]) -> None:
-    """Say what came from the DVC remote, and what did not."""
-    log, fetched = get_run_logger(), dvc.fetch(targets)
+def _fetch(targets: Sequence[str], terminal: Terminal) -> None:
+    """Say what is asked of the DVC remote, how far it is, what came, and what did not."""
+    log = get_run_logger()
+    fetched = dvc.fetch(
+        targets,
+        on_start=lambda stages: log.info("asking the DVC remote for %d stages", len(stages)),
+        on_progress=lambda bar: terminal.progress("dvc fetch", " ".join(bar.split()[:2])),
+    )
+    terminal.hide("dvc fetch")
     if fetched.brought:
         log.info("from the DVC remote: %s", ", ".join(fetched.brought))
     if fetched.lacking:
@@ -240,7 +257,8 @@ def _carry_out(plan: Plan, force: bool, terminal: Terminal) -> None:
                         tags=plan.tags(stage.name) if is_limited else [],
                     )  # fmt: skip
                     futures[stage.name] = future = named.submit(
-                        stage.name, run=run, force=force, stop=stop, show=terminal.progress,
+                        stage.name, run=run, force=force, alone=plan.is_alone(stage.name),
+                        stop=stop, show=terminal.progress,
                         wait_for=[futures[u] for u in stage.upstream],
                     )  # fmt: skip
                     future.add_done_callback(lambda _, name=stage.name: ended.put(name))

@@ -395,8 +395,15 @@ class Fetched(NamedTuple):
     said: str = ""  # by DVC, where it failed
 
 
-def fetch(targets: Sequence[str] = ()) -> Fetched:
+def fetch(
+    targets: Sequence[str] = (),
+    *,
+    on_start: Callable[[list[str]], None] = lambda stages: None,
+    on_progress: Callable[[str], None] = lambda bar: None,
+) -> Fetched:
     """Bring into the cache what the lock file names and only the default remote has.
+
+    ``on_start`` gets the stages whose outputs are asked for, ``on_progress`` DVC's bars.
 
     Nothing is asked of the remote where the cache holds all, and nothing where there is no remote.
     ``repro`` then restores a stage instead of running it, but for one with an output that is not
@@ -407,11 +414,12 @@ def fetch(targets: Sequence[str] = ()) -> Fetched:
         wanted = _missing(repo, targets) if repo.config["core"].get("remote") else []
     if not wanted:
         return Fetched([], [])
-    said = ""
-    try:
-        _tell("--wait-for-lock", "fetch", *dict(wanted), folder=Path())
-    except QuarryError as e:
-        said = str(e)
+    stages, said = list(dict(wanted)), deque[str](maxlen=TAIL_LINES)
+    on_start(stages)
+    failed = run(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "fetch", *stages], env=_environment(None),
+        stop=None, on_line=said.append, on_progress=on_progress,
+    )  # fmt: skip
     with _repo(studies=studies) as repo, _without_bars():
         lacking = sorted({output for _, output in _missing(repo, targets)})
         if absent := [
@@ -422,7 +430,8 @@ def fetch(targets: Sequence[str] = ()) -> Fetched:
             if out.use_cache and not out.exists and str(out.def_path) not in lacking
         ]:
             repo.checkout(targets=absent, force=True)
-    return Fetched(sorted({output for _, output in wanted} - {*lacking}), lacking, said)
+    brought = sorted({output for _, output in wanted} - {*lacking})
+    return Fetched(brought, lacking, "\n".join(said) if failed else "")
 
 
 class Damaged(NamedTuple):

@@ -50,10 +50,12 @@ def beating(root: Path, run: str) -> Iterator[None]:
     """The flow run counts as alive for as long as the block lasts in this process."""
     path = root / RUNS / run
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as f:
+    fresh = path.with_name(f".{run}")
+    with fresh.open("w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         f.write(f"{os.getpid()}\n")
         f.flush()
+        fresh.rename(path)  # there is never one without its lock
         try:
             yield
         finally:
@@ -88,8 +90,10 @@ def sweep(root: Path, client: SyncPrefectClient) -> list[str]:
         for each in (*children, run):
             _crash_tasks(client, each.id, state)
             client.set_flow_run_state(each.id, state, force=True)
-        (root / RUNS / str(run.id)).unlink(missing_ok=True)
         report(str(run.name), state.name or "Crashed", state.message or "")
+    for path in (root / RUNS).glob("[!.]*"):  # also of those whose worker told the server itself
+        if is_dead(root, path.name):
+            path.unlink(missing_ok=True)
     return [str(run.id) for run in dead]
 
 

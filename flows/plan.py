@@ -9,6 +9,7 @@ AT_ONCE = 2  # stages
 TORCH_AT_ONCE = 1
 TORCH_TAG = "gpu"  # under which the server limits them between flows
 
+_SHORT = re.compile(r"(.*:)?(fuse|evaluate)@")  # seconds, whatever the corpus
 _MODEL = re.compile(r"data/(studies/)?finetune/(?!none$)")
 _MADE = (COMPLETED, RESTORED)
 _WELL = (*_MADE, UNCHANGED)
@@ -24,7 +25,7 @@ class Plan:
 
     def __init__(self, stages: Mapping[str, Stage], changed: Collection[str]) -> None:
         self.outcomes: dict[str, str] = {}  # the name of the state in which a stage ended
-        self._changed = changed
+        self._changed = set(changed)
         self._torch = {name for name, stage in stages.items() if needs_torch(stage)}
         behind: dict[str, set[str]] = {name: set() for name in stages}
         for stage in reversed(stages.values()):  # upstream comes first in the graph
@@ -35,6 +36,8 @@ class Plan:
         self._waiting = sorted(
             stages.values(), key=lambda s: (s.name not in self._torch, -len(behind[s.name]))
         )
+        self._behind = behind
+        self._reached = self._changed.union(*(behind[name] for name in self._changed))
         self._running: set[str] = set()
         self._total = len(stages)
 
@@ -54,6 +57,15 @@ class Plan:
             if run:
                 self._running.add(stage.name)
             yield stage, run
+
+    def is_alone(self, name: str) -> bool:
+        """Whether nothing long can run beside this stage, which was started, until it has ended."""
+        left = self._running.union(stage.name for stage in self._waiting)
+        blocked = set().union(
+            *(self._behind[torch] for torch in left & self._torch & self._reached)
+        )
+        beside = (left & self._reached) - self._torch - blocked - {name}
+        return all(_SHORT.match(other) for other in beside)
 
     def _has_place(self, name: str) -> bool:
         if name in self._torch and len(self._running & self._torch) >= TORCH_AT_ONCE:

@@ -37,8 +37,7 @@ class DeployPolicy(Entry):
     at_once: int = Field(1, ge=1)  # flow runs of the work pool
     hook: list[str] = Field([])  # argv; run when a retraining failed, was refused or was killed
     hook_seconds: int = Field(60, ge=1)
-    heartbeat_seconds: int = Field(30, ge=1)  # of a running flow
-    sweep_seconds: int = Field(60, ge=1)  # between looks for runs without a heartbeat
+    sweep_seconds: int = Field(60, ge=1)  # between looks for runs whose process is gone
 
     @field_validator("cron")
     @classmethod

@@ -137,11 +137,11 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
     if not decision.accepted:
         _note(root, {"inputs": inputs, "outcome": "refused", "reasons": said})
         return Failed(name="Refused", message=said)
-    version = promote.promote(
-        root, folder, why=_fired(verdict), inputs=inputs, sources=list(sources)
-    )
+    why = _fired(verdict)
+    in_place = [path for path, source in sources.items() if source == root / path]
+    version = promote.promote(root, folder, why=why, inputs=inputs, sources=in_place)
     _note(root, {"inputs": inputs, "outcome": "promoted", "version": version.name})
-    return Completed(name="Promoted", message=f"{version.name}: {_fired(verdict)}; {said}")
+    return Completed(name="Promoted", message=f"{version.name}: {why}; {said}")
 
 
 def _status(targets: Sequence[str]) -> dict[str, list[Any]]:

@@ -99,10 +99,8 @@ def refresh(source: Path, target: Path) -> Refreshed:
             f"source {source} is not there. If it is a mount, mount it; if the corpus is to be "
             f"empty, leave an empty folder."
         )
-    if source.is_file():
-        wanted, have = {"": source}, {"": target} if target.is_file() else {}
-    else:
-        wanted, have = _files(source), _files(target) if target.is_dir() else {}
+    wanted = {"": source} if source.is_file() else _files(source)
+    have = {"": target} if target.is_file() else _files(target) if target.is_dir() else {}
     stage = target.parent / f".{target.name}.{os.getpid()}.tmp"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
@@ -117,6 +115,8 @@ def refresh(source: Path, target: Path) -> Refreshed:
         for name, path in fresh.items():
             to = target / name if name else target
             to.parent.mkdir(parents=True, exist_ok=True)
+            if to.is_dir():  # what was in it is gone by now
+                shutil.rmtree(to)
             path.rename(to)
         if source.is_dir():
             target.mkdir(parents=True, exist_ok=True)

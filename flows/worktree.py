@@ -194,7 +194,7 @@ def _joined_tree(folder: Path, user: str, promoted: str) -> str:
 
 
 def commit(root: Path, folder: Path, message: str, sources: Sequence[str] = ()) -> str:
-    """A commit of lock and metrics (and of the sources that Git tracks) on ``BRANCH``; its hash.
+    """A commit of lock, metrics and those ``sources`` that Git tracks on ``BRANCH``; its hash.
 
     Nothing to commit gives the branch's last one. The branch moves in one step, or not at all.
     """

@@ -5,6 +5,7 @@ quarantine with its reason; the counts are asserted and written down. What a doc
 its passages and its signature, is computed once per content and kept in the record store.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -38,6 +39,10 @@ FREE_ROWS = 10  # may be bad however few were read, unless the entry says otherw
 SHARE = 0.01  # of the rows read may be bad, unless the entry says otherwise
 BLOCK = 65_536  # rows that wait as Python objects before they become Arrow
 BATCH = 256  # documents hashed at once; the arrays of so many stay in the processor's cache
+
+SAID = {"mark": "marked", "drop": "dropped (dedup.mode mark keeps them)"}
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", Raw, Question, Judgement)
 
@@ -158,7 +163,14 @@ def build_corpus(
         "quarantine": quarantine_table(rejects),
     }  # fmt: skip
     stats = {part: tally.stats() for part, tally in tallies.items()}
-    stats["documents"]["duplicates"] = pc.sum(pc.not_equal(documents["dup_of"], "")).as_py() or 0
+    near = stats["documents"]["duplicates"] = (
+        pc.sum(pc.not_equal(documents["dup_of"], "")).as_py() or 0
+    )
+    log.info(
+        "%d documents and %d questions read, %d rows set aside (quarantine.parquet)%s",
+        tallies["documents"].read, tallies["queries"].read, len(rejects),
+        f"; {near} near-duplicates {SAID[deduping['mode']]}" if near else "",
+    )  # fmt: skip
     stats["passages"] = {"made": passages.num_rows}
     stats["queries"]["splits"] = dict(sorted(Counter(queries["split"].to_pylist()).items()))
     asked = Asked(queries, qrels, documents["docid"], compared_texts(documents))

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import yaml
 from diamond import DIAMOND
+from prefect.logging.handlers import APILogHandler
 
 from flows import build as building
 from flows import dvc
@@ -110,6 +111,7 @@ def test_a_checkout_without_a_cache_restores_from_the_remote_and_runs_nothing(
     ended = "Unchanged" if by_git else "Restored"
     assert outcomes == dict.fromkeys([f"step@{x}" for x in "abcd"], ended)
     assert project.calls() == [] and project.text("d") == "A B A C D"
+    APILogHandler().flush()
     logs = ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run_id(state)]}}})
     said = "from the DVC remote: data/a, data/b, data/c, data/d"
     assert said in [line["message"] for line in logs]

@@ -53,6 +53,26 @@ def test_what_most_others_wait_for_goes_first():
     assert start(plan) == {"L": True, "o": True}
 
 
+def test_a_stage_is_alone_when_nothing_long_can_run_beside_it():
+    stages = graph(M="", a="", N="M", b="N", O="N") | graph(**{"evaluate@x": "a"})
+    plan = Plan(stages, set(stages))
+    assert start(plan) == {"M": True, "a": True}
+    assert not plan.is_alone("M")
+    plan.end("a", "Completed")
+    assert plan.is_alone("M"), "b waits for torch, and an evaluation takes seconds"
+    start(plan)
+    plan.end("M", "Completed")
+    plan.end("evaluate@x", "Completed")
+    assert start(plan) == {"N": True} and plan.is_alone("N")
+    plan.end("N", "Completed")
+    assert start(plan) == {"O": True, "b": True} and not plan.is_alone("O")
+    plan = Plan(stages, {"N"})
+    start(plan)
+    plan.end("M", "Unchanged")
+    assert start(plan) == {"N": True}
+    assert plan.is_alone("N"), "an unchanged stage takes no core"
+
+
 def test_unchanged_stages_take_no_place():
     plan = Plan(graph(a="", b="", c="", d=""), {"a", "b"})
     assert start(plan) == {"a": True, "b": True, "c": False, "d": False}

@@ -126,6 +126,19 @@ def test_a_run_is_dead_when_its_lock_is_free_and_its_file_still_there(tmp_path: 
         assert not heartbeat.is_dead(tmp_path, "run")
 
 
+def test_a_run_is_never_seen_without_its_lock(tmp_path: Path, monkeypatch) -> None:
+    take, seen = fcntl.flock, []
+
+    def look_first(f, how) -> None:
+        seen.append((tmp_path / heartbeat.RUNS / "run").exists())
+        take(f, how)
+
+    monkeypatch.setattr(heartbeat.fcntl, "flock", look_first)
+    with heartbeat.beating(tmp_path, "run"):
+        assert seen == [False]
+        assert [path.name for path in (tmp_path / heartbeat.RUNS).iterdir()] == ["run"]
+
+
 # -- on a schedule ------------------------------------------------------------------------
 
 

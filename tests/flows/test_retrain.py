@@ -18,7 +18,7 @@ from retrain_worlds import DOCUMENTS, QUESTIONS, World
 from flows import deploy, dvc, heartbeat, promote, worktree
 from flows import retrain as retraining
 from flows.policy import DeployPolicy, read_policy
-from flows.worktree import git
+from flows.worktree import BRANCH, git
 
 MANY = {f"n{i:02}": f"gorse n{i}" for i in range(3)}
 
@@ -188,6 +188,8 @@ def test_a_drop_folder_outside_git_takes_the_place_of_an_entrys_path(world, flow
     world.write_params(flow={"drop": {"notes": ".quarry/inbox"}})
     assert run(world, flowless)[0] == "Promoted"
     assert served_documents(world) == {*DOCUMENTS, *MANY}
+    tracked = [git(world.folder, "rev-parse", f"{at}:corpus") for at in (BRANCH, "HEAD")]
+    assert tracked[0] == tracked[1], "a merge must not change the files of the user's own path"
 
 
 def test_a_flow_on_a_server_shows_its_reasons_measures_latency_and_tells_the_hook(
@@ -228,8 +230,10 @@ def test_a_flow_on_a_server_shows_its_reasons_measures_latency_and_tells_the_hoo
         left = world.folder / heartbeat.RUNS / str(dead.id)
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_text("1\n")
+        (left.parent / "whose worker told the server").touch()
         with heartbeat.beating(world.folder, str(alive.id)):
             assert heartbeat.sweep(world.folder, client) == [str(dead.id)]
+            assert [path.name for path in left.parent.iterdir()] == [str(alive.id)]
             assert heartbeat.sweep(world.folder, client) == []
         states = [client.read_flow_run(run.id).state_type.value for run in (alive, dead)]
     assert states == ["RUNNING", "CRASHED"]

@@ -1,6 +1,7 @@
 """A source is mirrored whole or not at all, and what was not read is not deleted."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,30 @@ def test_a_single_file_is_a_source(tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text("{}")
     refresh(tmp_path / "docs.jsonl", tmp_path / "in/docs.jsonl")
     assert (tmp_path / "in/docs.jsonl").read_text() == "{}"
+
+
+def test_a_file_takes_the_place_of_a_folder_and_a_folder_that_of_a_file(
+    drop: Path, tmp_path: Path
+) -> None:
+    mirror = tmp_path / "mirror"
+    refresh(drop, mirror)
+    shutil.rmtree(drop / "sub")
+    (drop / "sub").write_text("one file now")
+    (drop / "a.md").unlink()
+    (drop / "a.md").mkdir()
+    (drop / "a.md/deep.md").write_text("in a folder now")
+    assert refresh(drop, mirror) == Refreshed(copied=2, removed=2, same=0)
+    assert texts(mirror) == texts(drop)
+
+    shutil.rmtree(drop)
+    drop.write_text("the whole source is a file")
+    assert refresh(drop, mirror) == Refreshed(copied=1, removed=2, same=0)
+    assert mirror.read_text() == "the whole source is a file"
+    drop.unlink()
+    drop.mkdir()
+    (drop / "b.md").write_text("and a folder again")
+    assert refresh(drop, mirror) == Refreshed(copied=1, removed=1, same=0)
+    assert texts(mirror) == {"b.md": "and a folder again"}
 
 
 def test_a_source_that_is_not_there_is_no_deletion(drop: Path, tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def method_file(deps: list[str], room: str) -> Path:
     return ROOT / deps[GRAPH[room]["do"]["deps"].index(template)]
 
 
+def written(block: dict) -> dict[str, bool]:
+    """Paths of what a block writes, and whether DVC caches it."""
+    outs = (out for kind in ("metrics", "outs", "plots") for out in block["do"].get(kind, []))
+    named = (out if isinstance(out, dict) else {out: {}} for out in outs)
+    return {path: how.get("cache", True) for out in named for path, how in out.items()}
+
+
 ENTRIES = [(room, key) for room in ROOMS for key in PARAMS[room]]
 
 
@@ -136,6 +143,13 @@ def test_studies_mirror_the_default_blocks_below_their_own_folder() -> None:
             for dep in GRAPH[name]["do"]["deps"]
         ]
         assert block["do"]["deps"] == below
+        below = {f"data/studies/{out[5:]}": how for out, how in written(GRAPH[name]).items()}
+        assert written(block) == below
+
+
+def test_studies_declare_no_metrics_and_no_plots() -> None:
+    """``dvc metrics diff`` would say of each that nobody ran that it failed to load."""
+    assert all({"metrics", "plots"}.isdisjoint(block["do"]) for block in STUDIES.values())
 
 
 def test_no_default_stage_reads_what_a_study_writes() -> None:

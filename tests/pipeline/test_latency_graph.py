@@ -13,7 +13,7 @@ ENTRIES = PARAMS["studies"]["latency"]
 
 
 def written(block: dict) -> list[str]:
-    return [next(iter(out)) for kind in ("metrics", "outs", "plots") for out in block[kind]]
+    return [next(iter(out)) for out in block["outs"]]
 
 
 @pytest.mark.parametrize("key", ENTRIES)
@@ -53,11 +53,10 @@ def test_the_six_pipelines_and_the_five_questions_of_the_card_have_entries() -> 
 
 
 def test_measurements_lie_apart_are_not_cached_and_git_ignores_them() -> None:
-    for kind in ("metrics", "outs", "plots"):
-        for out in BLOCK[kind]:
-            ((path, how),) = out.items()
-            assert path.startswith("measured/latency/${key}/")
-            assert how["cache"] is False
+    for out in BLOCK["outs"]:
+        ((path, how),) = out.items()
+        assert path.startswith("measured/latency/${key}/")
+        assert how["cache"] is False
     assert "/measured/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 

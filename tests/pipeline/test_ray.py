@@ -5,6 +5,7 @@ unable to parse, generate or encode, so that whatever comes out was computed by 
 """
 
 import os
+import random
 import signal
 import sqlite3
 import sys
@@ -120,16 +121,25 @@ class Witness:
         return {int(mark.name.split(".")[0]) for mark in self.folder.iterdir()}
 
 
-def test_killed_workers_are_replaced_and_nothing_else_changes(project, monkeypatch) -> None:
-    """SIGKILL to every worker of the parser when the first batch is kept."""
+@pytest.mark.parametrize("entry", [("ingest", "c"), ("triples", "parsed"), ("index", "vectors")])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_worker_killed_at_a_random_point_is_replaced_and_nothing_else_changes(
+    project, monkeypatch, capsys, entry, seed
+) -> None:
+    """SIGKILL to one of the workers, or all, when some of the batches are kept and not all are."""
+    rng = random.Random(f"{seed} {entry}")
     write, marks = RecordStore.put_many, Path("marks").resolve()
     marks.mkdir()
-    killed: set[int] = set()
+    last, kept_batches = rng.randrange(1, 5), 0
+    everybody, killed = rng.random() < 0.5, set()
 
     def write_and_kill(store: RecordStore, items: dict[str, bytes]) -> None:
+        nonlocal kept_batches
         write(store, items)
-        if not killed:
-            killed.update(Witness(None, marks).pids())
+        kept_batches += 1
+        if kept_batches == last:
+            pids = sorted(Witness(None, marks).pids())
+            killed.update(pids if everybody else [rng.choice(pids)])
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -140,16 +150,19 @@ def test_killed_workers_are_replaced_and_nothing_else_changes(project, monkeypat
 
     monkeypatch.setitem(engines.ENGINES, "ray", watched)
     os.environ["QUARRY_RECORDS"] = "ray"
-    run_room("ingest", "c")  # the same entries: still local, in an empty store
-    before = records(Path("ray"))
+    for before in ENTRIES[: ENTRIES.index(entry)]:
+        run_room(*before)  # still local, in an empty store
+    there = records(Path("ray"))
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("engine: local", "engine: ray"))
     monkeypatch.setattr(RecordStore, "put_many", write_and_kill)
-    assert run_room("triples", "parsed") == outputs[ENTRIES.index(("triples", "parsed"))]
-    assert killed and Witness(None, marks).pids() - killed, "others went on"
-    parsed = records(Path("ray")).keys() - before.keys()
-    assert len(parsed) > 2 * 8, "batches were left to do"
-    assert all(records(Path("ray"))[key] == kept[key] for key in parsed)
+    assert run_room(*entry) == outputs[ENTRIES.index(entry)]
+    made = records(Path("ray")).keys() - there.keys()
+    with capsys.disabled():
+        print(f"\n{entry}: SIGKILL to {len(killed)} after {last} of {kept_batches} batches")
+    assert killed and last < kept_batches, "some were kept, others left to do"
+    assert Witness(None, marks).pids() - killed, "others went on"
+    assert made and all(records(Path("ray"))[key] == kept[key] for key in made)
 
 
 def shout(batch: list[tuple[str, ...]]) -> list[bytes | None]:
