@@ -191,8 +191,12 @@ def _note(root: Path, what: Mapping[str, str]) -> None:
 
 
 def _fired(verdict: Verdict) -> str:
-    """``documents of mine (3 new ...), age``: what was a reason, or all that was looked at."""
-    shown = [t for t in verdict.triggers if t.fires] or list(verdict.triggers)
+    """``documents of mine (3 new ...), age``: what was a reason, or all that was looked at.
+
+    Of a first version everything is new: that it is the first says it.
+    """
+    first = [t for t in verdict.triggers if t.what == "promotion"]
+    shown = first or [t for t in verdict.triggers if t.fires] or list(verdict.triggers)
     texts = (f"{t.what}{f' of {t.where}' if t.where else ''} ({t.text})" for t in shown)
     return ", ".join(texts) or "nothing moved"
 

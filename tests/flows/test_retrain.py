@@ -67,7 +67,7 @@ def test_new_documents_go_through_to_production_and_nothing_else_is_touched(
 ) -> None:
     name, message, built = run(world, flowless)
     assert (name, built) == ("Promoted", []), "what the user had made is taken from the cache"
-    assert message.startswith("v0.0.1: promotion (nothing was promoted yet)")
+    assert message.startswith("v0.0.1: promotion (nothing was promoted yet);")
     assert run(world, flowless)[0] == "NothingToDo"
 
     user = git(world.folder, "rev-parse", "main")
