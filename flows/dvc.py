@@ -56,6 +56,7 @@ _ADVICE = (
     "Data and pipelines are up to date.", "Updating lock file", "Generating lock file",
 )  # fmt: skip
 _FULL = re.compile(r"No space left on device|database or disk is full|Disk quota exceeded")
+_ABSENT = re.compile(r"failed to reproduce '[^']*': \[Errno 2\]")  # an input; nothing was run
 _BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 _NETWORK = re.compile(
     r"Temporary failure in name resolution|Name or service not known|Network is unreachable"
@@ -240,6 +241,7 @@ def repro(
             f"{name} failed with exit status {status}. It alone: "
             f"dvc repro --single-item {name}. The end of its log:\n{end}"
             + (_free_space() if _FULL.search(end) else "")
+            + ("\nPut it there, or correct the path in params.yaml." if _ABSENT.search(end) else "")
         )
     return outcome or COMPLETED  # a DVC with other words: when in doubt, it ran
 

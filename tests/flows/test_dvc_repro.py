@@ -59,6 +59,14 @@ def test_a_failed_stage_tells_the_end_of_its_log_and_how_to_run_it_alone(project
     assert type(caught.value) is dvc.StageFailed, "trying again would not help"
 
 
+def test_an_input_that_is_not_there_is_named_with_what_to_do(project):
+    project.write(step={"a": {"reads": "absent"}})
+    with pytest.raises(dvc.StageFailed) as e:
+        dvc.repro("step@a")
+    assert "data/absent" in str(e.value)
+    assert str(e.value).endswith("Put it there, or correct the path in params.yaml.")
+
+
 def test_a_held_lock_is_told_apart_from_a_failure(project):
     project.write(step={"a": {}})
     rwlock = {"write": {str(project.folder / "data/a"): {"pid": os.getpid(), "cmd": "other"}}}
