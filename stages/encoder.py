@@ -65,7 +65,6 @@ class _Model:
         # Everything that decides a vector, but for packages and processor.
         self.fingerprint = digest("encoder", VERSION, made["fingerprint"], str(self.max_tokens))
         self.encoded = 0
-        self._reading = threading.Lock()  # a tokenizer is for one thread at a time
         self._asked: Counter[tuple[int, int]] = Counter()  # partial batches by (rows, length)
         self._enough: dict[tuple[int, int], int] = {}  # rows that give the whole shape's bits there
         self._same: dict[tuple[int, int], bool] = {}  # whether (rows, length) gives them
@@ -104,7 +103,7 @@ class _Model:
         if not texts:
             return
         prompt, batch_tokens = self.prompts[role], TOKENS[self.role]
-        with self._reading:
+        with _reading:
             tokens = self.tokenizer(
                 [prompt + t for t in texts], truncation=True, max_length=self.max_tokens
             )["input_ids"]
@@ -375,6 +374,7 @@ def _ahead(begun: Iterator[Future[Any]], n: int) -> Iterator[Future[Any]]:
 
 
 _starting = threading.Lock()
+_reading = threading.Lock()  # a tokenizer is for one thread at a time; encoders travel without it
 
 
 def _one_torch_thread() -> None:

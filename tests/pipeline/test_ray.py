@@ -143,6 +143,8 @@ def test_a_worker_killed_at_a_random_point_is_replaced_and_nothing_else_changes(
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
+    for room in (corpus, parse, encoder):
+        monkeypatch.setattr(room, "BATCH", 3)  # many are left when the signal comes
     outputs, kept = project.run("local")
 
     def watched(fn, batches, *, cores):
@@ -152,7 +154,7 @@ def test_a_worker_killed_at_a_random_point_is_replaced_and_nothing_else_changes(
     os.environ["QUARRY_RECORDS"] = "ray"
     for before in ENTRIES[: ENTRIES.index(entry)]:
         run_room(*before)  # still local, in an empty store
-    there = records(Path("ray"))
+    there = records(Path("ray")) if Path("ray").exists() else {}
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("engine: local", "engine: ray"))
     monkeypatch.setattr(RecordStore, "put_many", write_and_kill)
