@@ -1,5 +1,6 @@
 """What an encoder reads from its directory, counts, refuses, and leaves in the record store."""
 
+import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoders import tiny_bert
 from index_worlds import encoder_dir, encoder_with
 
 from stages.encoder import embed, fixed_shape, open_encoder
@@ -221,6 +223,14 @@ def test_passes_have_one_thread_of_torch_and_every_other_thread_has_what_it_had(
         assert torch.get_num_threads() == new() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_encoder_that_has_read_nothing_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    """As ``engine: ray`` does; a copy asks for what a journey asks for."""
+    folder = tiny_bert(tmp_path / "tiny")
+    here = open_encoder(folder, threads=2)
+    there = copy.deepcopy(here)
+    assert np.array_equal(there.encode(["amber"], "query"), here.encode(["amber"], "query"))
 
 
 def test_directories_are_only_read(dense) -> None:
