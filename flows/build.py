@@ -227,7 +227,9 @@ def _fetch(targets: Sequence[str], terminal: Terminal) -> None:
     fetched = dvc.fetch(
         targets,
         on_start=lambda stages: log.info("asking the DVC remote for %d stages", len(stages)),
-        on_progress=lambda bar: terminal.progress("dvc fetch", " ".join(bar.split()[:2])),
+        on_progress=lambda bar: [
+            terminal.progress("dvc fetch", share) for share in re.findall(r"^\s*(\d+%)", bar)
+        ],
     )
     terminal.hide("dvc fetch")
     if fetched.brought:

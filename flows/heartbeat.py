@@ -74,12 +74,13 @@ def is_dead(root: Path, run: str) -> bool:
 
 def sweep(root: Path, client: SyncPrefectClient) -> list[str]:
     """Set the dead runs that the server takes for running to Crashed; their ids."""
+    left = [path.name for path in (root / RUNS).glob("[!.]*") if is_dead(root, path.name)]
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     found = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
         flow_run_filter=FlowRunFilter(state=running),
     )
-    dead = [run for run in found if is_dead(root, str(run.id))]
+    dead = [run for run in found if str(run.id) in left]
     for run in dead:
         children = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
@@ -91,9 +92,8 @@ def sweep(root: Path, client: SyncPrefectClient) -> list[str]:
             _crash_tasks(client, each.id, state)
             client.set_flow_run_state(each.id, state, force=True)
         report(str(run.name), state.name or "Crashed", state.message or "")
-    for path in (root / RUNS).glob("[!.]*"):  # also of those whose worker told the server itself
-        if is_dead(root, path.name):
-            path.unlink(missing_ok=True)
+    for name in left:  # also of those whose worker told the server itself
+        (root / RUNS / name).unlink(missing_ok=True)
     return [str(run.id) for run in dead]
 
 

@@ -59,7 +59,9 @@ class Plan:
             yield stage, run
 
     def is_alone(self, name: str) -> bool:
-        """Whether nothing long can run beside this stage, which was started, until it has ended."""
+        """Whether nothing long of this flow can run beside a stage with torch until its end."""
+        if name not in self._torch:
+            return False
         left = self._running.union(stage.name for stage in self._waiting)
         blocked = set().union(
             *(self._behind[torch] for torch in left & self._torch & self._reached)

@@ -99,6 +99,10 @@ def refresh(source: Path, target: Path) -> Refreshed:
             f"source {source} is not there. If it is a mount, mount it; if the corpus is to be "
             f"empty, leave an empty folder."
         )
+    if target.resolve() == source.resolve():  # a link that Git tracks: it is read in place
+        return Refreshed(0, 0, 1 if source.is_file() else len(_files(source)))
+    if target.is_symlink():  # never through it: what is behind is not the mirror's
+        target.unlink()
     wanted = {"": source} if source.is_file() else _files(source)
     have = {"": target} if target.is_file() else _files(target) if target.is_dir() else {}
     stage = target.parent / f".{target.name}.{os.getpid()}.tmp"
@@ -115,7 +119,7 @@ def refresh(source: Path, target: Path) -> Refreshed:
         for name, path in fresh.items():
             to = target / name if name else target
             to.parent.mkdir(parents=True, exist_ok=True)
-            if to.is_dir():  # what was in it is gone by now
+            if to.is_dir() and not to.is_symlink():  # what was in it is gone by now
                 shutil.rmtree(to)
             path.rename(to)
         if source.is_dir():

@@ -57,7 +57,7 @@ def test_a_stage_is_alone_when_nothing_long_can_run_beside_it():
     stages = graph(M="", a="", N="M", b="N", O="N") | graph(**{"evaluate@x": "a"})
     plan = Plan(stages, set(stages))
     assert start(plan) == {"M": True, "a": True}
-    assert not plan.is_alone("M")
+    assert not plan.is_alone("M") and not plan.is_alone("a")
     plan.end("a", "Completed")
     assert plan.is_alone("M"), "b waits for torch, and an evaluation takes seconds"
     start(plan)

@@ -77,6 +77,21 @@ def test_a_file_takes_the_place_of_a_folder_and_a_folder_that_of_a_file(
     assert texts(mirror) == {"b.md": "and a folder again"}
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "itself"])
+def test_what_a_link_in_the_mirrors_place_leads_to_is_never_touched(
+    drop: Path, tmp_path: Path, kind: str
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "mine.md").write_text("mine")
+    (tmp_path / "one.md").write_text("one")
+    mirror = tmp_path / "mirror"
+    mirror.symlink_to(precious)
+    refresh({"file": tmp_path / "one.md", "folder": drop, "itself": precious}[kind], mirror)
+    assert texts(precious) == {"mine.md": "mine"}
+    assert mirror.is_symlink() is (kind == "itself")
+
+
 def test_a_source_that_is_not_there_is_no_deletion(drop: Path, tmp_path: Path) -> None:
     refresh(drop, tmp_path / "mirror")
     before = texts(tmp_path / "mirror")
