@@ -75,12 +75,13 @@ class Page:
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def click(self, selector: str) -> None:
-        """A mouse click into the middle of an element."""
-        where = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
+        """A mouse click into an element's middle, once it keeps still and nothing covers it."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        deadline, before, where = time.monotonic() + PATIENCE, None, self.value(MIDDLE(element))
+        while where is None or where != before:
+            assert time.monotonic() < deadline, f"no click reaches {selector}; {self.value(TEXT)}"
+            time.sleep(0.05)
+            before, where = where, self.value(MIDDLE(element))
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=where[0], y=where[1], button="left",
                       clickCount=1)  # fmt: skip
@@ -105,6 +106,13 @@ class Page:
 
 
 TEXT = "document.body ? document.body.innerText : ''"
+# Where a click reaches an element, or null: it is not there, disabled, or behind another one.
+MIDDLE = (
+    "(() => {{ const e = {}; if (!e || e.disabled) return null;"
+    " e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
+    " const at = [r.x + r.width / 2, r.y + r.height / 2];"
+    " return e.contains(document.elementFromPoint(...at)) ? at : null; }})()"
+).format
 
 
 @contextmanager
