@@ -5,16 +5,21 @@ the cold tier, whose speed is set so that fetching a query's clusters takes abou
 window in which the model writes (``--ratio`` F/W = 1). A request is that of HyDE: the model writes
 a made-up passage (the window W; the question is the hint), the mean of both is searched (the wait
 F), the model answers (A). Texts are recorded once; every condition replays the same prompts to the
-same numbers of tokens, so only time differs. Conditions: ``none``, ``lookahead``, ``runtime``
-(copies when the query is known: the negative control), ``shuffled`` (the hint is another
-question's), and lookahead with fp16 codes. With 32-bit codes the results must be equal in all of
-them, document for document; for fp16 the share of equal results is printed.
+same numbers of tokens, so only time differs. With 32-bit codes the results must be equal in all
+conditions of a workload, document for document; for fp16 and int8 the share of equal results is
+printed, and R@10 of an exhaustive search for all three. Conditions:
+
+* ``none``, ``lookahead``, ``runtime`` (copies when the query is known: the negative control),
+  ``shuffled`` (the hint is another question's), lookahead with fp16 and with int8 codes;
+* ``repeating``: as many requests, of ten questions, with and without a cache between requests;
+* ``bare disk``: no throttle; before each request the file's pages leave the system's memory.
 
 Then a sweep: at every F/W of ``--sweep`` the second half of the questions is replayed with and
 without lookahead, and the latency model, fitted on the first half at one ratio, predicts both.
 
-Lin et al., TeleRAG, arXiv:2502.20969. About half an hour on 2 cores with 100 questions; ``--tier
-cuda`` is the same between pinned memory and a GPU. Writes measured/telerag/results.json.
+Lin et al., TeleRAG, arXiv:2502.20969. About 40 minutes on 2 idle cores with 100 questions, half of
+them for the sweep. ``--tier cuda`` is the same between pinned memory and a GPU, whose copies are
+as fast as they are. Writes results.json and sweep.svg below measured/telerag.
 """
 
 import argparse
@@ -25,16 +30,18 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import faiss
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages.clusters import ClusterFile
+from stages.clusters import WIDTH, ClusterFile
 from stages.encoder import embed, open_encoder
 from stages.index import clustered, layout
 from stages.index.lists import assign
@@ -42,7 +49,7 @@ from stages.lm import LocalGenerator, open_generator
 from stages.prompts import STOP, hypothesis_prompt, rag_prompt
 from stages.records import RecordStore
 from stages.serve.asked import pick_questions
-from stages.serve.prefetch.budget import fit
+from stages.serve.prefetch.budget import LatencyModel, fit
 from stages.serve.prefetch.engine import Observed, PrefetchEngine, open_engine, trace_of
 from stages.serve.prefetch.replaying import rewrite
 from stages.tables import read_table
@@ -59,10 +66,34 @@ SEED = 13
 WRITTEN, ANSWERED = 12, 4  # tokens of the made-up passage and of the answer
 K = 3
 SWEEP = (0.2, 0.5, 2.0, 3.0)
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "none": {"strategy": "none"}, "lookahead": {}, "runtime": {"strategy": "runtime"},
-    "shuffled": {}, "lookahead, fp16": {"codec": "fp16"},
-}  # fmt: skip
+AGAIN = 10  # questions of the repeating workload
+
+
+class Condition(NamedTuple):
+    """What differs from "none"."""
+
+    base: str = "none"  # what it is compared with
+    strategy: str = "gradual"
+    codec: str = "fp32"
+    shuffled: bool = False
+    throttled: bool = True
+    cache_fraction: float = 0.0
+    repeating: bool = False
+
+
+BARE, AGAIN_NAME = "none, bare disk", "lookahead, repeating"
+CONDITIONS = {
+    "none": Condition(strategy="none"),
+    "lookahead": Condition(),
+    "runtime": Condition(strategy="runtime"),
+    "shuffled": Condition(shuffled=True),
+    "lookahead, fp16": Condition(codec="fp16"),
+    "lookahead, int8": Condition(codec="int8"),
+    AGAIN_NAME: Condition(AGAIN_NAME, repeating=True),
+    "lookahead, repeating, cache": Condition(AGAIN_NAME, repeating=True, cache_fraction=0.5),
+    BARE: Condition(BARE, strategy="none", throttled=False),
+    "lookahead, bare disk": Condition(BARE, throttled=False),
+}
 
 
 class Trace(NamedTuple):
@@ -162,8 +193,10 @@ def write(generator: LocalGenerator, prompt: str, tokens: int) -> float:
 def replay(
     engine: PrefetchEngine, generator: LocalGenerator, traces: Iterable[Trace], hints: Iterable[str]
 ) -> Iterator[Timed]:
-    """The requests one after another; nothing that one of them fetched is there for the next."""
+    """The requests one after another; on a bare disk the system's memory is no help."""
     for trace, hint in zip(traces, hints, strict=True):
+        if engine.settings.throttle is None:
+            engine.forget()
         engine.begin()
         if hint:
             engine.prefetch(hint)
@@ -184,12 +217,27 @@ def replay(
 @contextlib.contextmanager
 def opened(index: Path, **settings: Any) -> Iterator[PrefetchEngine]:
     """An engine, warm: what it loads at its first query is nobody's time."""
-    engine = open_engine(index, ENCODER, cache_fraction=0.0, **settings)
+    engine = open_engine(index, ENCODER, **settings)
     try:
         engine.search(["warm up"], K)
         yield engine
     finally:
         engine.close()
+
+
+class Ran(NamedTuple):
+    """All requests under one condition."""
+
+    timed: list[Timed]
+    seen: list[Observed]  # their searches
+    copied: float  # bytes that a request copied ahead
+    missed: float  # bytes that its search read
+    plan_s: float  # seconds of planning copies, of a request
+
+    def means(self) -> dict[str, float]:
+        """Mean seconds, and the hit rate."""
+        fields = ("window", "wait", "answer", "total", "hit_rate")
+        return {f: statistics.fmean(getattr(t, f) for t in self.timed) for f in fields}
 
 
 class Bench(NamedTuple):
@@ -201,29 +249,42 @@ class Bench(NamedTuple):
     tier: str
 
     def run(
-        self, name: str, traces: list[Trace], *, throttle: tuple[float, float] | None,
-        budget: int, strategy: str = "gradual", hints: list[str] | None = None,
-        codec: str = "fp32",
-    ) -> tuple[list[Timed], list[Observed]]:  # fmt: skip
-        """All requests under one condition, and what the engine saw of their searches."""
+        self, name: str, traces: list[Trace], condition: Condition, *, budget: int,
+        throttle: tuple[float, float] | None,
+    ) -> Ran:  # fmt: skip
+        """The requests of a workload under one condition."""
+        hints = [t.question for t in traces]
+        if condition.shuffled:
+            hints = hints[len(hints) // 2 :] + hints[: len(hints) // 2]
         with opened(
-            self.index, hot_bytes=self.hot_bytes, budget=budget, strategy=strategy, tier=self.tier,
-            throttle=throttle, codec=codec,
+            self.index, hot_bytes=self.hot_bytes, budget=budget, strategy=condition.strategy,
+            tier=self.tier, throttle=throttle, codec=condition.codec,
+            cache_fraction=condition.cache_fraction,
         ) as engine:  # fmt: skip
-            own = [t.question for t in traces] if hints is None else hints
-            timed = replay(engine, self.generator, traces, own)
+            before = engine.stats()  # the warm-up's
+            timed = replay(engine, self.generator, traces, hints)
             done = list(tqdm(timed, total=len(traces), desc=name, unit="request", disable=None))
-            return done, list(engine.observed)[1:]  # the first was the warm-up
+            after = engine.stats()
+            each = [
+                (after[key] - before[key]) / len(traces)
+                for key in ("copied_bytes", "missed_bytes", "plan_s")
+            ]
+            return Ran(done, list(engine.observed)[1:], *each)
+
+    def bandwidth(self, traces: list[Trace]) -> float:
+        """Bytes per second that copies take from the cold tier as it is."""
+        ran = self.run("bandwidth", traces, Condition(), budget=self.hot_bytes, throttle=None)
+        copies = [(o.copied_bytes, o.copy_s) for o in ran.seen]
+        return sum(nbytes for nbytes, _ in copies) / sum(s for _, s in copies)
 
 
-def means(timed: list[Timed]) -> dict[str, float]:
-    """Mean seconds, and the hit rate."""
-    fields = ("window", "wait", "answer", "total", "hit_rate")
-    return {f: statistics.fmean(getattr(t, f) for t in timed) for f in fields}
+def repeating(traces: Sequence[Trace]) -> list[Trace]:
+    """As many requests, each of one of the first ``AGAIN`` questions, drawn at random."""
+    return random.Random(SEED).choices(traces[:AGAIN], k=len(traces))
 
 
 def main() -> None:
-    """Print one JSON line per condition and per ratio."""
+    """Print one JSON line per condition, per codec and per ratio."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--questions", type=int, default=100)
     p.add_argument("--size", type=int, default=500_000, help="vectors in the store")
@@ -239,99 +300,137 @@ def main() -> None:
     generator = open_generator(MODEL, threads=1)  # the other core copies
     torch.set_num_threads(1)
     traces = record(generator, args.questions)
+    again = repeating(traces)
     size = (index / "codes.npy").stat().st_size
     fetched = size * args.nprobe / args.nlist  # bytes of a query's clusters, about
     window = statistics.fmean(write(generator, t.prompt, WRITTEN) for t in traces[:10])
     bench = Bench(index, generator, hot_bytes=size // 4, tier=args.tier)
+    bare = bench.bandwidth(traces[:10])
+    results: dict[str, Any] = {
+        "questions": len(traces), "vectors": args.size, "sigma": SIGMA, "bare bandwidth": bare,
+    }  # fmt: skip
 
-    def speed(ratio: float) -> tuple[float, float]:
-        return fetched / (ratio * window), 0.0
+    def run(name: str, condition: Condition, ratio: float, asked: list[Trace]) -> Ran:
+        throttled = condition.throttled and args.tier == "ram"
+        speed = fetched / (ratio * window) if throttled else bare
+        budget = 0 if condition.strategy == "none" else int(min(speed * window, bench.hot_bytes))
+        throttle = (speed, 0.0) if throttled else None
+        return bench.run(name, asked, condition, budget=budget, throttle=throttle)
 
-    rng = random.Random(SEED)
-    others = [t.question for t in traces]
-    others = others[1:] + others[:1]
-    rng.shuffle(others)
-    throttle = speed(args.ratio)
-    per_window = int(throttle[0] * window)
-    results: dict[str, Any] = {"questions": len(traces), "vectors": args.size, "sigma": SIGMA,
-                               "bandwidth": throttle[0], "budget": per_window}  # fmt: skip
-    asked = {"none", "lookahead", *args.conditions}
-    conditions = {name: dict(how) for name, how in CONDITIONS.items() if name in asked}
-    if "shuffled" in conditions:
-        conditions["shuffled"]["hints"] = others
-    timed, seen = {}, {}
-    for name, settings in conditions.items():
-        timed[name], seen[name] = bench.run(
-            name, traces, throttle=throttle, budget=per_window, **settings
-        )
-    base = means(timed["none"])
-    for name, settings in conditions.items():
-        same = [a.docids == b.docids for a, b in zip(timed["none"], timed[name], strict=True)]
-        assert all(same) or "codec" in settings, f"{name}: other results"
-        line = report(name, base, means(timed[name]), per_window / throttle[0])
-        results[name] = line | {"equal results": sum(same) / len(same)}
+    asked = dict.fromkeys(["none", "lookahead"])
+    for name in args.conditions:
+        asked |= dict.fromkeys([CONDITIONS[name].base, name])
+    ran: dict[str, Ran] = {}
+    for name in sorted(asked, key=[*CONDITIONS].index):
+        condition = CONDITIONS[name]
+        ran[name] = run(name, condition, args.ratio, again if condition.repeating else traces)
+        base = ran[condition.base]
+        same = [a.docids == b.docids for a, b in zip(base.timed, ran[name].timed, strict=True)]
+        assert all(same) or condition.codec != "fp32", f"{name}: other results"
+        results[name] = report(name, base, ran[name], sum(same) / len(same))
+    results["codecs"] = compare_codecs(index, traces)
     if args.sweep:
         half = len(traces) // 2
-        known = timed["lookahead"][:half], seen["lookahead"][:half]
-        results["sweep"] = sweep(bench, traces, speed, args.sweep, *known)
+        known = ran["lookahead"]
+        fitted = fit([trace_of(o, ClusterFile(index)) for o in known.seen[:half]])
+        answer = statistics.fmean(t.answer for t in known.timed[:half])
+        points = [
+            sweep_point(ratio, fetched / (ratio * window), fitted, answer, bench,
+                        partial(run, ratio=ratio, asked=traces[half:]))
+            for ratio in args.sweep
+        ]  # fmt: skip
+        results["sweep"] = points
+        draw_sweep(points)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
-def report(name: str, base: dict[str, float], own: dict[str, float], copy_s: float) -> dict:
+def report(name: str, base: Ran, own: Ran, same: float) -> dict[str, Any]:
     """A printed line: how much faster a request ends, and what the arithmetic of W, F, A allows."""
-    w, f, a, h = base["window"], base["wait"], base["answer"], own["hit_rate"]
+    without, means = base.means(), own.means()
+    w, f, a, h = without["window"], without["wait"], without["answer"], means["hit_rate"]
     line = {
-        "benchmark": f"telerag: {name}", "peer": "no lookahead", "unit": "s/request",
-        "ours": round(own["total"], 4), "theirs": round(base["total"], 4),
-        "ratio": round(base["total"] / own["total"], 3),
-        "possible": round((w + f + a) / (max(w, copy_s) + (1 - h) * f + a), 3),
-        "W": round(own["window"], 4), "F": round(f, 4), "wait": round(own["wait"], 4),
-        "A": round(own["answer"], 4), "hit_rate": round(h, 4),
-        "wait_ratio": round(f / own["wait"], 2),
+        "benchmark": f"telerag: {name}", "peer": CONDITIONS[name].base, "unit": "s/request",
+        "ours": round(means["total"], 4), "theirs": round(without["total"], 4),
+        "ratio": round(without["total"] / means["total"], 3),
+        "possible": round((w + f + a) / (w + (1 - h) * f + a), 3),
+        "W": round(means["window"], 4), "F": round(f, 4), "wait": round(means["wait"], 4),
+        "A": round(means["answer"], 4), "hit_rate": round(h, 4),
+        "wait_ratio": round(f / means["wait"], 2),
+        "copied_mb": round(own.copied / 1e6, 2), "missed_mb": round(own.missed / 1e6, 2),
+        "planning": round(own.plan_s / means["total"], 6), "equal": same,
     }  # fmt: skip
     print(json.dumps(line), flush=True)
     return line
 
 
-def sweep(
-    bench: Bench,
-    traces: list[Trace],
-    speed: Any,
-    ratios: Sequence[float],
-    half: list[Timed],
-    seen: list[Observed],
-) -> list[dict[str, float]]:
-    """Measured and predicted seconds of a request at other speeds of the cold tier.
+def compare_codecs(index: Path, traces: list[Trace]) -> list[dict[str, Any]]:
+    """R@10 of an exhaustive search with 32-bit codes, and the bytes of a vector, for each codec."""
+    queries = [t.query for t in traces]
+    common = {"hot_bytes": 0, "budget": 0, "strategy": "none"}
+    with opened(index, nprobe=len(ClusterFile(index).sizes), **common) as engine:
+        exact = engine.search(queries, 10)
+    lines = []
+    for codec, width in WIDTH.items():
+        with opened(index, codec=codec, **common) as engine:
+            before = engine.stats()["missed_bytes"]
+            found = [engine.search([query], 10)[0] for query in queries]
+            nbytes = engine.stats()["missed_bytes"] - before
+            dim = engine.file.dim
+        recall = [
+            len({h.docid for h in a} & {h.docid for h in b}) / len(b)
+            for a, b in zip(found, exact, strict=True)
+        ]
+        lines.append(
+            {"benchmark": f"telerag: {codec} codes", "R@10": round(statistics.fmean(recall), 4),
+             "bytes a vector": width * dim, "mb a query": round(nbytes / len(queries) / 1e6, 2)}
+        )  # fmt: skip
+        print(json.dumps(lines[-1]), flush=True)
+    return lines
 
-    The model knows the first ``half`` of the questions at one speed: ``seen`` are their searches.
-    Another speed changes what a byte takes, to copy it and to read it when it was missed.
+
+def sweep_point(
+    ratio: float, bandwidth: float, fitted: LatencyModel, answer: float, bench: Bench,
+    run: Callable[..., Ran],
+) -> dict[str, float]:  # fmt: skip
+    """Measured and predicted seconds of a request at another speed of the cold tier.
+
+    ``fitted`` knows other questions at one speed. Another speed changes what a byte takes, to copy
+    it and to read it when it was missed.
     """
-    file = ClusterFile(bench.index)
-    fitted = fit([trace_of(o, file) for o in seen])
-    answer = statistics.fmean(t.answer for t in half)
-    cluster = float(file.nbytes.mean())
-    points = []
-    for ratio in ratios:
-        bandwidth = speed(ratio)[0]
-        slower = cluster * (1 / bandwidth - 1 / fitted.bandwidth)
-        model = fitted._replace(bandwidth=bandwidth, t_cc=fitted.t_cc + slower)
-        budget = int(bandwidth * fitted.t_llm)
-        row: dict[str, float] = {"F/W": ratio}
-        for name, strategy, b in (("none", "none", 0), ("lookahead", "gradual", budget)):
-            timed, _ = bench.run(
-                f"{name} at F/W {ratio}", traces[len(half) :], throttle=speed(ratio),
-                budget=budget, strategy=strategy,
-            )  # fmt: skip
-            got, expected = means(timed), model.seconds(b, waits=False) + answer
-            row |= {
-                f"{name} s": round(got["total"], 4), f"{name} predicted": round(expected, 4),
-                f"{name} error": round(expected / got["total"] - 1, 4),
-                f"{name} hit_rate": round(got["hit_rate"], 4),
-            }  # fmt: skip
-        print(json.dumps({"benchmark": "telerag: sweep"} | row), flush=True)
-        points.append(row)
-    return points
+    cluster = float(ClusterFile(bench.index).nbytes.mean())
+    slower = cluster * (1 / bandwidth - 1 / fitted.bandwidth)
+    model = fitted._replace(bandwidth=bandwidth, t_cc=fitted.t_cc + slower)
+    budgets = {"none": 0, "lookahead": min(bandwidth * fitted.t_llm, bench.hot_bytes)}
+    row: dict[str, float] = {"F/W": ratio}
+    for name, b in budgets.items():
+        got = run(f"{name} at F/W {ratio}", CONDITIONS[name]).means()
+        expected = model.seconds(b, waits=False) + answer
+        row |= {
+            f"{name} s": round(got["total"], 4), f"{name} predicted": round(expected, 4),
+            f"{name} error": round(expected / got["total"] - 1, 4),
+            f"{name} hit_rate": round(got["hit_rate"], 4),
+        }  # fmt: skip
+    print(json.dumps({"benchmark": "telerag: sweep"} | row), flush=True)
+    return row
+
+
+def draw_sweep(points: Sequence[dict[str, float]]) -> None:
+    """Seconds of a request against F/W: dots are measured, lines predicted."""
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    ratios = [row["F/W"] for row in points]
+    for name, colour in (("none", "#b3541e"), ("lookahead", "#1f5fa8")):
+        label = {"none": "nothing ahead", "lookahead": "lookahead"}[name]
+        axes.plot(ratios, [row[f"{name} predicted"] for row in points], color=colour,
+                  label=f"{label}, predicted")  # fmt: skip
+        axes.plot(ratios, [row[f"{name} s"] for row in points], "o", color=colour,
+                  label=f"{label}, measured")  # fmt: skip
+    axes.set(xlabel="time of fetching over time of writing, F/W", ylabel="seconds per request",
+             xlim=(0, None), ylim=(0, None))  # fmt: skip
+    axes.legend(frameon=False)
+    OUT.mkdir(parents=True, exist_ok=True)
+    figure.savefig(OUT / "sweep.svg")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

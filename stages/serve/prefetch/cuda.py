@@ -71,6 +71,9 @@ class PinnedTier:
                     raise self._exact_errors[cluster]
         return self._vectors.numpy()[positions].view(np.float32)
 
+    def forget_pages(self) -> None:
+        """See ``Cold``: nothing of this tier is on a disk."""
+
     def close(self) -> None:
         """See ``Cold``."""
         for file in {self.file, self._exact}:

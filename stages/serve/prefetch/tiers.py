@@ -44,6 +44,10 @@ class Cold(Protocol):
         """
         ...
 
+    def forget_pages(self) -> None:
+        """What the operating system keeps of a disk's bytes is dropped: the tier is slow again."""
+        ...
+
     def close(self) -> None:
         """Reading afterwards fails."""
         ...
@@ -119,7 +123,7 @@ class DiskTier:
         return self._exact.read_positions(positions).view(np.float32)
 
     def forget_pages(self) -> None:
-        """Ask the operating system to drop its cache of the codes: the disk is slow again."""
+        """See ``Cold``."""
         for file in {self.file, self._exact}:
             file.forget_pages()
 
@@ -168,6 +172,10 @@ class Throttle:
         vectors = self._cold.read_vectors(positions)
         self._wait(came, vectors.nbytes, len(spans_of(positions)))
         return vectors
+
+    def forget_pages(self) -> None:
+        """See ``Cold``."""
+        self._cold.forget_pages()
 
     def _wait(self, came: float, nbytes: int, n_reads: int) -> None:
         with self._lock:

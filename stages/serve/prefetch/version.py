@@ -94,7 +94,7 @@ class Version:
     def forget(self) -> None:
         """No query vector is kept, and the codes are not in the system's memory."""
         self._vectors.forget()
-        self.cold.file.forget_pages()
+        self.cold.forget_pages()
 
     def enter(self) -> None:
         """A search begins.
