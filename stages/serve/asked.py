@@ -1,5 +1,6 @@
 """What goes into a strategy: the common keys of an entry, its questions, the passages."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ import pyarrow as pa
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -33,7 +35,7 @@ Named = Annotated[str, AfterValidator(_is_named)]  # a slot that a strategy cann
 
 
 def _is_budget(mib: Any) -> Any:
-    if mib == "auto" or (isinstance(mib, int | float) and mib >= 0):
+    if mib == "auto" or (type(mib) in (int, float) and 0 <= mib < math.inf):
         return mib
     raise ValueError("write a number of MiB, 0 or more, or auto")
 
@@ -46,13 +48,16 @@ class Ahead(Entry):
 
     The stage and the HTTP service work by the same values. What is fetched when changes no result,
     and an entry finds what it finds without this; scores are faiss's, in float32, where an index in
-    memory computes them again in float64. Three values do decide what is found: ``nprobe``;
-    ``tier`` cuda, where the last bits of a score depend on what is resident; ``scope`` resident,
-    which searches whatever is in memory at that moment, so no stage does it, the service alone.
+    memory computes them again in float64. Four values do decide what is found: ``nprobe``; a short
+    ``codec``, which proposes the candidates that are scored again; ``tier`` cuda, where the last
+    bits of a score depend on what is resident; ``scope`` resident, which searches whatever is in
+    memory at that moment, so no stage does it, the service alone.
 
     ``budget_mib: auto`` takes the budget that is best by the latency model of what was served so
     far, and until there is one all of ``hot_mib``.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     hot_mib: NonNegativeFloat = 256  # of clusters in memory
     budget_mib: Budget = 64  # that one window may copy

@@ -172,6 +172,8 @@ def test_a_block_over_an_index_without_clusters_is_refused(opened):
             "budget_mib: Value error, write a number of MiB, 0 or more, or auto",
         ),
         ({"budget_mib": -1}, "0 or more, or auto, got -1"),
+        ({"budget_mib": float("nan")}, "0 or more, or auto, got nan"),
+        ({"hot_mib": float("inf")}, "hot_mib: Input should be a finite number"),
         ({"nprobe": 0}, "serve.mine.ahead.nprobe: Input should be greater than 0, got 0"),
         ({"nprob": 1}, "Did you mean 'nprobe'?"),
     ],
