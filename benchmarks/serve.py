@@ -9,6 +9,12 @@ completed: the ratio. The engine has the machine alone, the service shares it wi
 ``cpu_ms`` is what a request computes, in the server and in the engine. ``/search`` is asked of a
 BM25 index, where a search is cheaper than any HTTP, and of a dense one.
 
+``--index`` and ``--entry`` name others: an index of kind clustered is searched from its file, and
+an entry over one answers while its clusters are fetched ahead, by the entry's block ``ahead`` in
+the service and in the batch engine. ``ahead`` then has the probed clusters that were in memory and
+those that were read when the query was known, and bytes copied ahead: of ``/search`` none, which
+gives no hints.
+
 ``floor`` is what HTTP alone allows on this machine, measured in the same run by the same clients:
 ``bare``, a process of uvicorn and our parser whose application answers the same requests with an
 empty object and does nothing else; ``route``, the service's own ``/healthz``. ``bound`` is the
@@ -46,7 +52,7 @@ import httpx
 from stages import params
 from stages.effects import Outcome, Question, Search, Steps
 from stages.loop import run_loop
-from stages.serve.__main__ import open_tools
+from stages.serve.__main__ import as_requests, open_tools
 from stages.serve.asked import Library, pick_questions
 from stages.serve.http.catalogue import read_entries
 from stages.shell import Task
@@ -77,6 +83,7 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=60.0)
     p.add_argument("--clients", type=int, default=4)
     p.add_argument("--index", action="append", help="that /search searches; may be repeated")
+    p.add_argument("--entry", default=ENTRY, help="that /answer asks, and the overload")
     p.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--part", choices=["search", "answer", "overload"], action="append")
     args = p.parse_args()
@@ -88,7 +95,7 @@ def main() -> None:
         for index in args.index or INDEXES:
             print(json.dumps(closed_loop("/search", args, texts, index)), flush=True)
     if "answer" in parts:
-        print(json.dumps(closed_loop("/answer", args, texts, "")), flush=True)
+        print(json.dumps(closed_loop("/answer", args, texts, args.entry)), flush=True)
     if "overload" in parts:
         print(json.dumps(overload(args, texts)), flush=True)
 
@@ -100,11 +107,11 @@ def distinct_texts() -> list[str]:
     return first + [f"{text} ({n})" for n in range(1, 500) for text in first]
 
 
-def body_of(path: str, text: str, index: str) -> dict[str, Any]:
-    """The request for a text."""
+def body_of(path: str, text: str, name: str) -> dict[str, Any]:
+    """The request for a text: to an index or to an entry."""
     if path == "/search":
-        return {"query": text, "k": K, **({"index": index} if index else {})}
-    return {"question": text, "entry": ENTRY, "max_tokens": TOKENS}
+        return {"query": text, "k": K, "index": name}
+    return {"question": text, "entry": name, "max_tokens": TOKENS}
 
 
 # -- the service ------------------------------------------------------------------------------
@@ -258,15 +265,13 @@ def clients_process(url: str, path: str, bodies: list, clients: int, seconds: fl
     return told
 
 
-def closed_loop(
-    path: str, args: argparse.Namespace, texts: list[str], index: str
-) -> dict[str, Any]:
-    """One part's line."""
-    bodies = [(text, body_of(path, text, index)) for text in texts[8:]]
+def closed_loop(path: str, args: argparse.Namespace, texts: list[str], name: str) -> dict[str, Any]:
+    """One part's line; ``name`` is of an index or of an entry."""
+    bodies = [(text, body_of(path, text, name)) for text in texts[8:]]
     memory: list[float] = []
-    entries = ["--entry", entry_of(index)] if path == "/search" else ["--entry", ENTRY]
-    with server(*entries) as (url, pid):
-        warm = [(text, body_of(path, text, index)) for text in texts[:8]]
+    entry = entry_of(name) if path == "/search" else name
+    with server("--entry", entry) as (url, pid):
+        warm = [(text, body_of(path, text, name)) for text in texts[:8]]
         clients_process(url, path, warm * 100, 2, 1.0)  # first requests load code and memory
         second = min(AT_SECOND, args.seconds / 2)
         timer = threading.Timer(second, lambda: memory.append(resident_mib(pid)))
@@ -276,6 +281,7 @@ def closed_loop(
         cpu = cpu_seconds(pid) - before
         timer.join()
         memory.append(resident_mib(pid))
+        ahead = fetched_ahead(url)
         floor = {}
         if path == "/search":
             short = min(5.0, args.seconds / 3)
@@ -288,20 +294,31 @@ def closed_loop(
     ours = len(good) / took
     # Not in the main thread: on busy cores OpenMP's threads wait for each other there, spinning.
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(batch_rate, path, [t.text for t in good], index, args.clients)
+        work = pool.submit(batch_rate, path, [t.text for t in good], entry, args.clients)
         theirs, their_cpu = work.result()
     if floor:
         floor["bound"] = round(1 / (1 + theirs / floor["bare"]), 3)
     return {
-        "benchmark": f"serve: {path} {index or ENTRY}, {args.clients} clients, {args.seconds:g} s",
+        "benchmark": f"serve: {path} {name}, {args.clients} clients, {args.seconds:g} s",
         "unit": "requests/s", "ours": round(ours, 2),
         "peer": f"the batch engine, {args.clients} questions open", "theirs": round(theirs, 2),
         "ratio": round(ours / theirs, 3), "aim": 0.95, **({"floor": floor} if floor else {}),
+        **({"ahead": ahead} if ahead else {}),
         **counted(told), **percentiles(good),
         "cpu_ms": [round(1000 * s / len(good), 2) for s in (cpu, their_cpu)],
         "rss_mib": [round(m, 1) for m in memory],
         "rss_growth": round(memory[-1] / memory[0] - 1, 4),
     }  # fmt: skip
+
+
+def fetched_ahead(url: str) -> dict[str, float]:
+    """Counts of the indexes that fetch ahead, from /metrics; none: there is no such index."""
+    found = {}
+    for line in httpx.get(f"{url}/metrics", timeout=30).text.splitlines():
+        for what in ("hits", "misses", "copied_bytes", "missed_bytes", "budget_bytes"):
+            if line.startswith("quarry_prefetch{") and f'what="{what}"' in line:
+                found[what] = float(line.rpartition(" ")[2])
+    return found
 
 
 def empty_rate(url: str, path: str, bodies: list, clients: int, seconds: float) -> float:
@@ -330,9 +347,9 @@ def percentiles(told: list[Told]) -> dict[str, float]:
 
 def overload(args: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
     """Four times as many clients as places: who is rejected, and when it has recovered."""
-    bodies = [(text, body_of("/answer", text, "")) for text in texts]
+    bodies = [(text, body_of("/answer", text, args.entry)) for text in texts]
     seconds = min(args.seconds, 20.0)
-    with server("--entry", ENTRY, "--answers", str(args.clients)) as (url, _):
+    with server("--entry", args.entry, "--answers", str(args.clients)) as (url, _):
         told = clients_process(url, "/answer", bodies, OVER * args.clients, seconds)
         end = time.monotonic()
         with httpx.Client(base_url=url, timeout=300) as client:
@@ -351,32 +368,35 @@ def overload(args: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
 
 
 def entry_of(index: str) -> str:
-    """The first entry of ``serve`` over this index, or the benchmark's."""
-    for name, values in params.entries("serve").items():
-        if index and values["index"] == index:
-            return name
-    return ENTRY
+    """The first entry of ``serve`` over this index."""
+    found = [name for name, v in params.entries("serve").items() if v["index"] == index]
+    if not found:
+        sys.exit(f"no entry of 'serve' in params.yaml searches the index '{index}'")
+    return found[0]
 
 
-def batch_rate(path: str, texts: list[str], index: str, clients: int) -> tuple[float, float]:
+def batch_rate(path: str, texts: list[str], name: str, clients: int) -> tuple[float, float]:
     """Questions a second of ``run_loop`` on these texts, and CPU seconds of all."""
-    name = entry_of(index) if path == "/search" else ENTRY
-    entry = read_entries([name])[name]
+    entry, task = read_entries([name])[name], Task("serve", name, False)
     values = entry.values
     corpus = read_table(Path("data/ingest") / values.corpus, "passages")
     if path == "/search":
-        tools = open_tools(Task("serve", name, False), values.model_copy(update={"model": "none"}))
+        tools = open_tools(task, values.model_copy(update={"model": "none"}))
         strategy = search_k
     else:
         values = values.model_copy(update={"max_tokens": TOKENS})
-        tools = open_tools(Task("serve", name, False), values)
+        tools = open_tools(task, values)
         library = Library(corpus, tools.generator.count_tokens)
         strategy = partial(entry.method.strategy, params=values, library=library)
+    if values.ahead:
+        strategy = as_requests(strategy, tools.retriever)
     run_loop(strategy, [Question("warm", "warm")], tools, trace=False)
     questions = [Question(str(i), text) for i, text in enumerate(texts)]
     start, before = time.perf_counter(), time.process_time()
     run_loop(strategy, questions, tools, max_active=clients, trace=False)
     seconds, cpu = time.perf_counter() - start, time.process_time() - before
+    if values.ahead:
+        tools.retriever.close()
     return len(questions) / seconds, cpu
 
 

@@ -98,11 +98,11 @@ class Terminal:
 
     def hide(self, name: str) -> None:
         self._shown.pop(name, None)
+        self._draw()
 
     def finished(self, name: str) -> None:
-        self.hide(name)
         self._bar.update()
-        self._draw()
+        self.hide(name)
 
     def _draw(self) -> None:
         self._bar.set_postfix_str(" | ".join(f"{n} {t}" for n, t in [*self._shown.items()]))
@@ -203,17 +203,18 @@ def build(targets: Sequence[str] = (), force: bool = False, overrides: Sequence[
 def _build(targets: Sequence[str], force: bool) -> State:
     """The build in the current folder."""
     stages = dvc.graph(targets)
-    log, terminal = get_run_logger(), Terminal(len(stages))
-    if not force:
-        _fetch(targets, terminal)
-    changed = set(stages) if force else set(dvc.status(targets))
-    log.info("%d stages, %d of them changed", len(stages), len(changed))
-    _limit_torch()
-    plan = Plan(stages, changed)
-    try:
-        _carry_out(plan, force, terminal)
-    except (KeyboardInterrupt, TerminationSignal) as e:
-        return Cancelled(message=f"{type(e).__name__}; {plan.summary()}")
+    log = get_run_logger()
+    with contextlib.closing(Terminal(len(stages))) as terminal:
+        if not force:
+            _fetch(targets, terminal)
+        changed = set(stages) if force else set(dvc.status(targets))
+        log.info("%d stages, %d of them changed", len(stages), len(changed))
+        _limit_torch()
+        plan = Plan(stages, changed)
+        try:
+            _carry_out(plan, force, terminal)
+        except (KeyboardInterrupt, TerminationSignal) as e:
+            return Cancelled(message=f"{type(e).__name__}; {plan.summary()}")
     publish(stages, plan.outcomes)
     failed = [name for name, outcome in plan.outcomes.items() if outcome == "Failed"]
     if failed:
@@ -276,7 +277,6 @@ def _carry_out(plan: Plan, force: bool, terminal: Terminal) -> None:
         for name, future in futures.items():
             future.wait()
             plan.end(name, future.state.name)
-        terminal.close()
         _wait_until_recorded(futures.values())
 
 

@@ -34,7 +34,7 @@ def overridden(root: Path, overrides: Sequence[str]) -> Iterator[Path]:
         sources = find_sources(root, entries, {})
         folder = at_commit(root, PLACE, keep=list(sources))
         for path, source in sources.items():
-            refresh(source, folder / path)
+            refresh(source, folder / path, root=folder)
         reach_outside(root, folder, entries)
         with inside(folder, root):
             dvc.override(overrides)

@@ -80,7 +80,7 @@ def _retrain(root: Path, policy: Policy, force: bool, targets: Sequence[str]) ->
     sources = find_sources(root, params.entries("ingest"), policy.flow.drop)
     folder = prepare(root, now.version.commit if now else None, keep=list(sources))
     for path, source in sources.items():
-        done = refresh(source, folder / path)
+        done = refresh(source, folder / path, root=folder)
         log.info("%s: %d copied, %d removed, %d the same", source, *done)
     reach_outside(root, folder, params.entries("ingest"))
 

@@ -85,14 +85,16 @@ def reach_outside(root: Path, worktree: Path, entries: Mapping[str, Mapping[str,
             link.symlink_to(target)
 
 
-def refresh(source: Path, target: Path) -> Refreshed:
+def refresh(source: Path, target: Path, *, root: Path | None = None) -> Refreshed:
     """Make ``target`` a mirror of the regular files of ``source`` (a file, or a folder).
 
-    Files whose size and time are as they were copied are not read. Links are not followed. New
-    files are complete beside the mirror before the first one of it is touched.
+    Files whose size and time are as they were copied are not read. Links are not followed, nor one
+    on the way from ``root`` to the mirror. New files are complete beside the mirror before the
+    first one of it is touched.
 
     Raises:
-        QuarryError: the source is missing or cannot be read, or a file of it does not stand still.
+        QuarryError: the source is missing or cannot be read, a file of it does not stand still, or
+            the way to the mirror leads through a link.
     """
     if not source.exists():
         raise QuarryError(
@@ -101,6 +103,12 @@ def refresh(source: Path, target: Path) -> Refreshed:
         )
     if target.resolve() == source.resolve():  # a link that Git tracks: it is read in place
         return Refreshed(0, 0, 1 if source.is_file() else len(_files(source)))
+    for above in [p for p in target.parents if root in p.parents]:
+        if above.is_symlink():
+            raise QuarryError(
+                f"source {source}: its mirror {target} would lie behind the link {above}, among "
+                f"files that are not the mirror's. Name a path without a link as the entry's."
+            )
     if target.is_symlink():  # never through it: what is behind is not the mirror's
         target.unlink()
     wanted = {"": source} if source.is_file() else _files(source)

@@ -37,6 +37,7 @@ LOOKS = RAG | dict(
     strategy="hyde", index="clusters", encoder="minilm", hypotheses=1, hypothesis_tokens=60,
     temperature=0.0, passages=3, k=5,
 )  # fmt: skip
+FINDS = SEARCH | {"index": "clusters", "encoder": "minilm"}
 
 
 def write_corpus(texts: list[str], locator: str = "towns.txt") -> None:
@@ -55,15 +56,19 @@ def write_corpus(texts: list[str], locator: str = "towns.txt") -> None:
         write_table(table("documents", rows), folder, "documents")
 
 
-def write_clustered() -> None:
-    """A project whose entry ``ahead`` searches an index that fetches clusters ahead."""
+def write_clustered(**more: dict[str, Any]) -> None:
+    """A project whose entry ``ahead`` searches an index that fetches clusters ahead.
+
+    ``more`` entries of 'serve', by name.
+    """
     write_corpus(ABOUT_TOWNS)
     write_params(
         index={
             "middles": DENSE | dict(kind="centroids", nlist=8),
             "clusters": DENSE | dict(kind="clustered", centroids="middles", nprobe=3),
+            "words": dict(kind="bm25", corpus="c", model="none", centroids="none"),
         },
-        serve={"ahead": LOOKS, "find": SEARCH | {"index": "clusters", "encoder": "minilm"}},
+        serve={"ahead": LOOKS, "find": FINDS, **more},
     )
     Path("data/finetune/minilm").symlink_to(encoder_dir("dense"))
     run_room("index", "middles")

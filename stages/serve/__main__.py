@@ -2,12 +2,16 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from stages import params, serve, shell
+from stages.effects import Question, Steps
+from stages.errors import QuarryError
 from stages.loop import NO_LIMIT, run_loop
 from stages.models import read_role
 from stages.records import RecordStore
@@ -15,8 +19,6 @@ from stages.serve import STRATEGIES, asked, written
 from stages.shell import Task
 from stages.tables import read_table, write_table
 from stages.tools import Tools
-
-MIB = 2**20
 
 
 def open_tools(task: Task, values: asked.Served, method: ModuleType | None = None) -> Tools:
@@ -29,11 +31,7 @@ def open_tools(task: Task, values: asked.Served, method: ModuleType | None = Non
     if index and values.ahead:
         from stages.serve.prefetch.engine import open_engine
 
-        how = values.ahead
-        retriever = open_engine(
-            index, encoder, hot_bytes=how.hot_mib * MIB, budget=how.budget_mib * MIB,
-            strategy=how.strategy, cache_fraction=how.cache_fraction, depth=how.depth,
-        )  # fmt: skip
+        retriever = open_engine(index, encoder, **values.ahead.settings())
         prefetch = retriever.prefetch
     elif index:
         from stages.index import open_index
@@ -77,11 +75,42 @@ def open_library(task: Task, values: asked.Served, tools: Tools) -> asked.Librar
     )  # fmt: skip
 
 
+def check_equal_runs(task: Task, values: asked.Served) -> None:
+    """A run must not depend on the moment.
+
+    Raises:
+        QuarryError: the entry searches whatever is in memory.
+    """
+    if values.ahead and values.ahead.scope == "resident":
+        raise QuarryError(
+            f"{'studies.' if task.study else ''}serve.{task.entry}.ahead.scope: resident finds "
+            f"what is in memory at that moment, so two runs would differ. Write probed; the "
+            f"service can do it: python -m stages.serve http --entry {task.entry} --scope resident"
+        )
+
+
+def as_requests(strategy: Callable[[Question], Steps], engine: Any) -> Callable[[Question], Steps]:
+    """The strategy; the engine is told when a question begins and ends."""
+
+    def steps(question: Question) -> Steps:
+        token = engine.begin()
+        try:
+            return (yield from strategy(question))
+        finally:
+            engine.end_request(token)
+
+    return steps
+
+
 def make(task: Task, folder: Path) -> dict[str, float]:
-    """Write runs.parquet, answers.parquet, effects.parquet and stats.json."""
+    """Write runs.parquet, answers.parquet, effects.parquet and stats.json.
+
+    Beside them, where clusters are fetched ahead: ``measured/serve/<entry>/serve_log.parquet``.
+    """
     name = params.choose("serve", task.entry, "strategy", STRATEGIES, study=task.study)
     method = shell.method("stages.serve", name)
     values = params.load(method.Params, "serve", task.entry, study=task.study)
+    check_equal_runs(task, values)
     corpus = task.slot("ingest", values.corpus)
     questions = asked.pick_questions(read_table(corpus, "queries"), values.split, values.questions)
     tools = open_tools(task, values, method)
@@ -90,22 +119,35 @@ def make(task: Task, folder: Path) -> dict[str, float]:
         tools.retriever.search([questions[0].text], 1)
     strategy = partial(method.strategy, params=values, library=library)
     how = values.model_dump(include={"max_active", "seed"})
+    engine = tools.retriever if values.ahead else None
     with RecordStore() as store, ExitStack() as ends:
-        if values.ahead:  # its thread must not live when the process ends
-            ends.callback(tools.retriever.close)
+        if engine:
+            from stages.serve.prefetch import searched
+
+            ends.callback(engine.close)  # its thread must not live when the process ends
+            strategy = as_requests(strategy, engine)
+            tools = tools._replace(retriever=searched.Watched(engine))
         start = time.perf_counter()
         loop = run_loop(
             strategy, questions, tools, **how, budget=getattr(values, "budget", NO_LIMIT),
             store=store if method.TRACED else None, trace=method.TRACED,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        ahead = tools.retriever.stats() if values.ahead else {}
+        ahead = engine.stats() if engine else {}
     written.check_failures(loop.answered)
     write_table(written.write_run(loop.answered, values.k), folder, "runs")
     write_table(written.write_answers(loop.answered), folder, "answers")
     write_table(loop.effects, folder, "effects")
     shell.write_json(folder / "stats.json", written.count(loop))
+    if engine:
+        log = searched.log_table(tools.retriever.calls, engine, loop.effects)
+        searched.write_log(log, measured_folder(task))
     return written.measure(loop.ticks, len(questions), seconds) | ahead
+
+
+def measured_folder(task: Task) -> Path:
+    """Measurements lie beside the results of stages, not among them."""
+    return Path("measured") / task.folder("serve", task.entry).relative_to("data")
 
 
 def run_folder(task: Task) -> Path:

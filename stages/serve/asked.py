@@ -1,11 +1,20 @@
 """What goes into a strategy: the common keys of an entry, its questions, the passages."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from stages.digest import uniform
 from stages.effects import Question
@@ -21,21 +30,56 @@ def _is_named(slot: str) -> str:
     return slot
 
 
+MIB = 2**20
 Named = Annotated[str, AfterValidator(_is_named)]  # a slot that a strategy cannot do without
+
+
+def _is_budget(mib: Any) -> Any:
+    if mib == "auto" or (type(mib) in (int, float) and 0 <= mib < math.inf):
+        return mib
+    raise ValueError("write a number of MiB, 0 or more, or auto")
+
+
+Budget = Annotated[float | Literal["auto"], BeforeValidator(_is_budget)]
 
 
 class Ahead(Entry):
     """How an index of kind ``clustered`` is served from its file, with clusters fetched ahead.
 
-    It finds what the same entry finds without this; scores are faiss's, in float32, where an index
-    in memory computes them again in float64. What is fetched when changes no result.
+    The stage and the HTTP service work by the same values. What is fetched when changes no result,
+    and an entry finds what it finds without this; scores are faiss's, in float32, where an index in
+    memory computes them again in float64. Four values do decide what is found: ``nprobe``; a short
+    ``codec``, which proposes the candidates that are scored again; ``tier`` cuda, where the last
+    bits of a score depend on what is resident; ``scope`` resident, which searches whatever is in
+    memory at that moment, so no stage does it, the service alone.
+
+    ``budget_mib: auto`` takes the budget that is best by the latency model of what was served so
+    far, and until there is one all of ``hot_mib``.
     """
 
-    hot_mib: PositiveInt = 256  # of clusters in memory
-    budget_mib: NonNegativeInt = 64  # that one window may copy
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    hot_mib: NonNegativeFloat = 256  # of clusters in memory
+    budget_mib: Budget = 64  # that one window may copy
     strategy: Literal["gradual", "all", "once", "runtime", "none"] = "gradual"  # when it copies
     cache_fraction: float = Field(0.5, ge=0, le=1)  # of hot_mib; what stays between requests
     depth: PositiveInt = 1024  # clusters of a hint's list that are looked at
+    nprobe: PositiveInt | None = None  # clusters that a query is searched in; none: the index's
+    codec: Literal["fp32", "fp16", "int8"] = "fp32"  # of both tiers; short ones are scored again
+    tier: Literal["ram", "cuda"] = "ram"  # disk -> RAM, or pinned RAM -> CUDA
+    scope: Literal["probed", "resident"] = "probed"
+    disk_mib_s: PositiveFloat | None = None  # the cold tier is slowed down to this; none: it is not
+    disk_ms: NonNegativeFloat = 0.0  # then, besides, for each run of neighbouring clusters
+
+    def settings(self) -> dict[str, Any]:
+        """The same for ``prefetch.engine.open_engine``: in bytes and seconds."""
+        disk, budget = self.disk_mib_s, self.budget_mib
+        return {
+            "hot_bytes": int(self.hot_mib * MIB),
+            "budget": None if budget == "auto" else int(budget * MIB),
+            "throttle": (disk * MIB, self.disk_ms / 1000) if disk else None,
+            **self.model_dump(exclude={"hot_mib", "budget_mib", "disk_mib_s", "disk_ms"}),
+        }
 
 
 class Served(Entry):

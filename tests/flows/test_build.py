@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import logging
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from flows import dvc
 from flows.build import build, plot_images
 from flows.page import render_html
 from flows.report import Evaluation
+from stages.errors import QuarryError
 
 
 def run(*targets, **options):
@@ -236,3 +238,34 @@ def test_a_misspelt_target_is_told_before_a_server_is_started(project, monkeypat
     project.write(step=DIAMOND)
     assert building.main(["step@bb"]) == 2
     assert "step@bb" in capsys.readouterr().err
+
+
+def test_the_bar_is_closed_when_dvc_cannot_say_what_changed(monkeypatch):
+    closed = []
+
+    class Bar(building.Terminal):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    def refuse(targets):
+        raise QuarryError("no lock file can be read")
+
+    monkeypatch.setattr(building, "Terminal", Bar)
+    monkeypatch.setattr(building, "get_run_logger", logging.getLogger)
+    monkeypatch.setattr(dvc, "graph", lambda targets: {})
+    monkeypatch.setattr(building, "_fetch", lambda targets, terminal: None)
+    monkeypatch.setattr(dvc, "status", refuse)
+    with pytest.raises(QuarryError, match="no lock file"):
+        building._build([], force=False)
+    assert len(closed) == 1
+
+
+def test_what_is_hidden_leaves_the_bar_at_once():
+    terminal = building.Terminal(2)
+    terminal.progress("dvc fetch", "50%")
+    terminal.progress("index@a", "9%")
+    assert terminal._bar.postfix == "dvc fetch 50% | index@a 9%"
+    terminal.hide("dvc fetch")
+    assert terminal._bar.postfix == "index@a 9%"
+    terminal.close()

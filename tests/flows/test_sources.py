@@ -92,6 +92,30 @@ def test_what_a_link_in_the_mirrors_place_leads_to_is_never_touched(
     assert mirror.is_symlink() is (kind == "itself")
 
 
+@pytest.mark.parametrize("at", ["in/mine", "in/deep/mine"])
+def test_a_link_on_the_way_to_the_mirror_is_refused_and_nothing_behind_it_is_touched(
+    drop: Path, tmp_path: Path, at: str
+) -> None:
+    precious, root = tmp_path / "precious", tmp_path / "real/tree"
+    (precious / "mine").mkdir(parents=True)
+    (precious / "mine/a.md").write_text("mine")
+    mirror = root / at
+    mirror.parent.parent.mkdir(parents=True)
+    mirror.parent.symlink_to(precious)
+    with pytest.raises(QuarryError, match=f"behind the link {mirror.parent}"):
+        refresh(drop, mirror, root=root)
+    assert texts(precious) == {"mine/a.md": "mine"}
+    assert refresh(precious / "mine", mirror, root=root) == Refreshed(0, 0, 1), "read in place"
+
+
+def test_links_above_the_root_are_the_users_own(drop: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    root = tmp_path / "link/tree"
+    assert refresh(drop, root / "in/mine", root=root).copied == 2
+    assert texts(tmp_path / "real/tree/in/mine") == texts(drop)
+
+
 def test_a_source_that_is_not_there_is_no_deletion(drop: Path, tmp_path: Path) -> None:
     refresh(drop, tmp_path / "mirror")
     before = texts(tmp_path / "mirror")

@@ -1,10 +1,12 @@
 """``python -m stages.serve`` on small corpora: what lies there afterwards, and that it stays."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from encoders import tiny_bert
@@ -184,23 +186,35 @@ def test_what_is_missing_is_said_and_nothing_is_written(entry, break_it, message
     assert not Path("data/runs/c").exists() or files(Path("data/runs/c")) == []
 
 
-def test_clusters_fetched_ahead_change_no_result(monkeypatch):
-    """Of an index in memory, and of one that is read while the model writes."""
+def prepare_clusters(ahead: dict, **values) -> dict:
+    """Entries ``whole`` and ``ahead``: a loop over an index in memory, and over its file."""
     prepare(texts=[f"{text} No {i}." for i in range(12) for text in TEXTS])
     tiny_bert(Path("data/finetune/bert"))
     slots = dict(corpus="c", model="bert")
     loop = RAG | dict(
         strategy="iter_retgen", index="near", encoder="bert", questions=4, rounds=2, max_active=1
     )
+    loop |= values
     write_params(
         index={
             "lists": slots | dict(kind="centroids", centroids="none", nlist=8),
-            "near": slots | dict(kind="clustered", centroids="lists", nprobe=3),
+            "near": slots | dict(kind="clustered", centroids="lists", nprobe=3, codes=["fp16"]),
         },
-        serve={"whole": loop, "ahead": loop | {"ahead": {"hot_mib": 1, "budget_mib": 1}}},
+        serve={"whole": loop, "ahead": loop | {"ahead": ahead}},
     )
-    for room, entry in (("index", "lists"), ("index", "near"), ("serve", "whole")):
-        run_room(room, entry)
+    run_room("index", "lists")
+    run_room("index", "near")
+    return loop
+
+
+def facts_of(entry: str) -> dict:
+    return json.loads(Path(f".quarry/timings/serve/{entry}.json").read_text())
+
+
+def test_clusters_fetched_ahead_change_no_result(monkeypatch):
+    """Of an index in memory, and of one that is read while the model writes."""
+    prepare_clusters({"hot_mib": 1, "budget_mib": 1})
+    run_room("serve", "whole")
     monkeypatch.setenv("QUARRY_RECORDS", "empty")
     before = set(threading.enumerate())
     run_room("serve", "ahead")
@@ -211,6 +225,53 @@ def test_clusters_fetched_ahead_change_no_result(monkeypatch):
     for column in ("qid", "docid", "rank"):
         assert ahead["runs"][column] == whole["runs"][column]
     np.testing.assert_allclose(ahead["runs"]["score"], whole["runs"]["score"], rtol=1e-6)
-    facts = json.loads(Path(".quarry/timings/serve/ahead.json").read_text())
+    facts = facts_of("ahead")
     assert facts["windows"] == 4  # a question's first round hints at its second
     assert facts["hits"] > 0 and facts["copied_bytes"] > 0
+
+
+def test_the_log_of_a_run_has_its_searches_and_is_no_result(monkeypatch):
+    prepare_clusters({"hot_mib": 1, "budget_mib": "auto", "strategy": "once", "codec": "fp16"})
+    monkeypatch.setenv("QUARRY_RECORDS", "empty")
+    first = run_room("serve", "ahead")
+    path = Path("measured/serve/ahead/serve_log.parquet")
+    rows = pq.read_table(path).to_pylist()
+    tables, _ = written("ahead")
+    asked = [
+        (e["qid"], json.loads(e["request"])["query"], [hit[0] for hit in json.loads(e["result"])])
+        for e in tables["effects"].to_pylist()
+        if e["kind"] == "Search" and json.loads(e["request"])["unit"] == "passage"
+    ]
+    for qid, query, found in asked:
+        own = [r for r in rows if r["qid"] == qid and r["topk_ids"][: len(found)] == found]
+        assert own, (query, "is in the log, with what it found")
+    assert {r["qid"] for r in rows} == {"q0", "q1", "q2", "q3"}
+    assert {r["round"] for r in rows} == {0, 1}
+    assert all(r["hits"] + r["misses"] == r["nprobe"] == 3 for r in rows)
+    assert {(r["system"], r["budget_bytes"]) for r in rows} == {("once", 2**20)}
+    seconds = [r for r in rows if r["round"] == 1]
+    assert sum(r["bytes_copied"] for r in rows) == facts_of("ahead")["copied_bytes"] > 0
+    assert any(r["window_s"] > 0 and r["hits"] for r in seconds)
+    assert facts_of("ahead")["windows"] == 4, "`once`: of each question, not of the stage"
+
+    assert run_room("serve", "ahead") == first
+    assert pq.read_table(path).num_rows == 0, "everything was reused, nothing was searched"
+    shutil.rmtree("measured")
+    assert run_room("serve", "ahead") == first and path.exists()
+
+
+def test_what_a_question_leaves_in_memory_is_evicted_to_the_cache_fraction(monkeypatch):
+    prepare_clusters({"hot_mib": 1, "budget_mib": 1, "cache_fraction": 0.0})
+    monkeypatch.setenv("QUARRY_RECORDS", "empty")
+    run_room("serve", "ahead")
+    facts = facts_of("ahead")
+    assert facts["requests"] == 4 and facts["evicted"] > 0
+
+
+def test_a_run_that_would_depend_on_the_moment_is_refused(capsys):
+    prepare_clusters({"scope": "resident"})
+    with pytest.raises(SystemExit):
+        run_room("serve", "ahead")
+    said = capsys.readouterr().err
+    assert "serve.ahead.ahead.scope: resident" in said and "--scope resident" in said
+    assert not Path("data/runs/c/ahead").exists()

@@ -10,6 +10,7 @@ from index_worlds import encoder_dir
 from rooms import run_room, write_params
 
 from stages.effects import Search
+from stages.serve.asked import Ahead
 from stages.serve.http import app, catalogue
 from stages.serve.http.app import make_app
 from stages.serve.http.catalogue import Catalogue, read_entries
@@ -36,14 +37,14 @@ class Engine:
 
 
 class Engines:
-    """Instead of ``lookahead.Memory``: all that were opened."""
+    """Instead of ``lookahead.open_ahead``: all that were opened."""
 
     def __init__(self, docid: str = "d0#0") -> None:
         self.docid, self.opened = docid, []
         self.may_open, self.begun = threading.Event(), threading.Event()
         self.may_open.set()
 
-    def open(self, index: Path, encoder: Path | None) -> Engine:
+    def __call__(self, index: Path, encoder: Path | None, how: Ahead) -> Engine:
         self.begun.set()
         assert self.may_open.wait(60)
         self.opened.append(Engine(self.docid))
@@ -65,7 +66,7 @@ def change(engines: Engines, docid: str, looks: int, held: Catalogue) -> None:
 
 
 def test_a_failed_reopening_closes_its_engine_and_waits_for_another_folder(engines):
-    held = Catalogue(read_entries(["find"]), engines)
+    held = Catalogue(read_entries(["find"]), open_ahead=engines)
     held.open()
     change(engines, "of-no-corpus", 6, held)
     assert [e.closed for e in engines.opened] == [0, 1] and held.reopened["failed"] == 1
@@ -79,7 +80,7 @@ def test_a_failed_reopening_closes_its_engine_and_waits_for_another_folder(engin
 
 def test_what_nobody_foresaw_is_one_entrys_reason_and_a_sound_folder_opens_it(engines, caplog):
     engines.docid = "of-no-corpus"
-    held = Catalogue(read_entries(["find", "closed"]), engines)
+    held = Catalogue(read_entries(["find", "closed"]), open_ahead=engines)
     held.open()
     assert not held.opening
     assert held.why == dict.fromkeys(["find", "closed"], "KeyError: 'of-no-corpus'")
@@ -109,7 +110,7 @@ def test_an_index_that_is_first_built_after_the_start_is_opened(project):
 
 
 def test_close_waits_for_the_entry_that_is_being_opened_and_no_other_is_begun(engines):
-    held = Catalogue(read_entries(["find", "closed"]), engines)
+    held = Catalogue(read_entries(["find", "closed"]), open_ahead=engines)
     engines.may_open.clear()
     opening = threading.Thread(target=held.open)
     opening.start()

@@ -99,6 +99,8 @@ def test_a_client_that_takes_nothing_is_disconnected_by_the_system():
         ("--port", "http", "no whole number"),
         ("--answers", "0", "at least 1"), ("--searches", "-3", "at least 1"),
         ("--hot-mib", "nan", "no finite number"), ("--budget-mib", "-1", "less than 0"),
+        ("--budget-mib", "most", "no finite number"), ("--codec", "fp8", "invalid choice"),
+        ("--tier", "gpu", "invalid choice"), ("--scope", "all", "invalid choice"),
         ("--disk-mib", "inf", "no finite number"), ("--answer-seconds", "0", "more than 0"),
         ("--search-seconds", "nan", "no finite number"),
     ],

@@ -8,7 +8,6 @@ from http_worlds import read_events, running, write_clustered
 
 from stages.serve.http.bodies import AnswerBody
 from stages.serve.http.catalogue import Catalogue, read_entries
-from stages.serve.http.lookahead import Memory
 from stages.serve.http.replay import KEPT, Record, Records, Retold, as_long
 from stages.types import Generation, Request
 
@@ -21,7 +20,7 @@ def service(project: Path):
     said = yaml.safe_load(Path("params.yaml").read_text())
     said["serve"]["ahead"]["temperature"] = 1.0  # what is drawn depends on the question's id
     Path("params.yaml").write_text(yaml.safe_dump(said))
-    with running(Catalogue(read_entries(), Memory(hot_bytes=2**22, budget=2**20))) as service:
+    with running(Catalogue(read_entries(), {"hot_mib": 4, "budget_mib": 1})) as service:
         yield service
 
 

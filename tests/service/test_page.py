@@ -9,7 +9,6 @@ from http_worlds import running, wait_until, write_clustered, write_corpus
 from rooms import run_room
 
 from stages.serve.http.catalogue import Catalogue, read_entries
-from stages.serve.http.lookahead import Memory
 
 pytestmark = needs_chromium
 ROOT = Path(__file__).parents[2]
@@ -27,8 +26,7 @@ def page(tmp_path):
 @pytest.fixture
 def ahead(project):
     write_clustered()
-    memory = Memory(hot_bytes=2**22, budget=2**20)
-    with running(Catalogue(read_entries(), memory)) as service:
+    with running(Catalogue(read_entries(), {"hot_mib": 4, "budget_mib": 1})) as service:
         yield service
 
 
@@ -192,9 +190,9 @@ def test_the_page_is_dark_where_the_system_is_and_loads_nothing_from_elsewhere(s
 def test_picture(page, monkeypatch):
     """QUARRY_SERVE_SCREENSHOT=docs/serve.png: the page over the catalogue that was built here."""
     monkeypatch.chdir(ROOT)
-    memory = Memory(throttle=(20 * 2**20, 0.0), hot_bytes=2**26, budget=2**26)
+    slow = {"disk_mib_s": 20, "hot_mib": 64, "budget_mib": 64}
     entry = os.environ.get("QUARRY_SERVE_ENTRY", "rag-fanoutqa-leaf")
-    with running(Catalogue(read_entries([entry]), memory)) as service:
+    with running(Catalogue(read_entries([entry]), slow)) as service:
         page.open(service.url, width=1000, height=900)
         page.wait(f"{STATE} === 'idle'")
         page.click("#question")

@@ -11,7 +11,7 @@ from http_worlds import read_events, running, wait_until, write_clustered
 from stages.effects import Search
 from stages.errors import QuarryError
 from stages.serve.http.catalogue import Catalogue, read_entries
-from stages.serve.http.lookahead import Memory, Own, Together
+from stages.serve.http.lookahead import Own, Together
 from stages.serve.http.searching import Asked
 from stages.tools import Tools
 
@@ -21,7 +21,7 @@ QUESTION = "Which town has a tower?"
 @pytest.fixture
 def service(project: Path):
     write_clustered()
-    with running(Catalogue(read_entries(), Memory(hot_bytes=2**22, budget=2**20))) as service:
+    with running(Catalogue(read_entries(), {"hot_mib": 4, "budget_mib": 1})) as service:
         yield service
 
 

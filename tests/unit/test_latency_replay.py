@@ -100,8 +100,14 @@ def bench_of(land):
         strategy, recorded = recording(method, **values)
         llm = SlowLLM(script)
         settings = {"hot_bytes": 2**20, "throttle": (1e9, 0.0), "cache_fraction": 0.0}
-        bench = Bench(land, encoder_dir("dense"), settings, strategy, Asking(Tools(llm)), recorded)
-        return bench, llm
+
+        class Hiding(Bench):
+            def serve(self, engine, questions):
+                llm.engine = engine
+                return super().serve(engine, questions)
+
+        tools = Asking(Tools(llm))
+        return Hiding(land, encoder_dir("dense"), settings, strategy, tools, recorded), llm
 
     return make
 

@@ -1,5 +1,6 @@
 """The pair pinned RAM -> CUDA through the same protocols; on the CPU where there is no device."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from prefetch_worlds import World
 
 from stages.errors import QuarryError
+from stages.serve.prefetch import cuda
 from stages.serve.prefetch.cuda import TOLERANCE, CudaTier, PinnedTier
 from stages.serve.prefetch.hybrid import HybridIVF
 from stages.serve.prefetch.prefetcher import Prefetcher
@@ -166,3 +168,131 @@ def test_a_group_whose_event_has_not_fired_is_a_miss(world) -> None:
     assert not hot.resident()[0]
     hot.finish()
     assert hot.resident()[0]
+
+
+# -- streams and events where there is no device: doubles that fire when they are told ------------
+
+
+class FakeStream:
+    """Work that was enqueued, in order; done as far as it is told to go, or waited for."""
+
+    def __init__(self) -> None:
+        self.work, self.done = [], 0  # callables; how many of them have run
+
+    def run(self, n: int) -> None:
+        """Let the device do the next n things."""
+        for job in self.work[self.done : self.done + n]:
+            job()
+        self.done = min(len(self.work), self.done + n)
+
+    def synchronize(self) -> None:
+        self.run(len(self.work))
+
+
+class FakeEvent:
+    """Fires when its stream has done all that was enqueued before it was recorded."""
+
+    def record(self, stream: FakeStream) -> None:
+        self._stream, self._at = stream, len(stream.work)
+
+    def query(self) -> bool:
+        return self._stream.done >= self._at
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The streams of a device that is not there: a copy is done when its stream has come to it."""
+    current: list[FakeStream] = []
+
+    @contextlib.contextmanager
+    def on(stream: FakeStream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    real = torch.Tensor.copy_
+
+    def copy(to, source, *, non_blocking=False):
+        if not current:
+            return real(to, source)
+        assert non_blocking, "a copy that blocks overlaps with nothing"
+        current[-1].work.append(lambda: real(to, source))
+        return to
+
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.Tensor, "copy_", copy)
+    monkeypatch.setattr(cuda, "GROUP", 1)  # an event after every cluster
+
+
+def streamed(world: World, **how) -> tuple[PinnedTier, CudaTier, FakeStream]:
+    """The pair on the CPU, with a stream of its own as on a device."""
+    cold, hot = tiers(world, "cpu", **how)
+    hot._stream = FakeStream()
+    return cold, hot, hot._stream
+
+
+def test_clusters_whose_event_has_not_fired_are_misses_and_never_read(world, device) -> None:
+    """Check 1 with copies under way: unfired groups are zeros, and must not be looked at."""
+    cold, hot, stream = streamed(world)
+    hybrid = HybridIVF(cold, hot)
+    queries = world.queries(9)
+    expected, _ = world.faiss(queries, 10, 8)
+    assert hot.put(cold.read([0, 3, 7]).codes) == [0, 3, 7]
+    for fired, resident in enumerate([[2], [0, 2], [0, 2, 3], [0, 2, 3, 7]]):
+        assert np.flatnonzero(hot.resident()).tolist() == resident, f"{fired} events fired"
+        scores, _, stats = hybrid.search(queries, 10, 8)
+        np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
+        assert stats.hits.tolist() == [len(resident)] * 9
+        assert stats.misses.tolist() == [8 - len(resident)] * 9
+        stream.run(1)
+    assert stream.done == len(stream.work) == 3
+
+
+def test_one_event_stands_for_a_group_and_fires_behind_the_last_of_it(
+    world, device, monkeypatch
+) -> None:
+    monkeypatch.setattr(cuda, "GROUP", 250 * 64 * 4)  # bytes: clusters 0 and 1, then 7
+    cold, hot, stream = streamed(world)
+    hot.put(cold.read([0, 1, 7]).codes)
+    seen = []
+    for _ in stream.work:
+        stream.run(1)
+        seen.append(np.flatnonzero(hot.resident()).tolist())
+    assert seen == [[2], [0, 1, 2], [0, 1, 2, 7]]
+
+
+def test_a_cluster_on_its_way_is_not_copied_again_and_its_pages_are_taken(world, device) -> None:
+    cold, hot, stream = streamed(world, hot_bytes=9 * 64 * 256)
+    assert hot.put(cold.read([0]).codes) == [0] and hot.free_pages() == 5
+    assert hot.put(cold.read([0, 1]).codes) == [1] and hot.free_pages() == 4
+    stream.run(2)
+    assert np.flatnonzero(hot.resident()).tolist() == [0, 1, 2]
+
+
+def test_eviction_waits_for_copies_so_that_none_lands_in_pages_of_another(world, device) -> None:
+    cold, hot, stream = streamed(world, hot_bytes=5 * 64 * 256)
+    hot.put(cold.read([0]).codes)
+    hot.evict([0])
+    assert stream.done == 1 and hot.free_pages() == 5
+    hot.put(cold.read([7]).codes)
+    assert not hot.resident()[7]
+    hot.finish()
+    with hot.held() as held:
+        scores, _ = held.best(world.vectors[world.lists == 7], 1, np.full((300, 1), 7))
+    np.testing.assert_allclose(scores, 1, atol=TOLERANCE)
+
+
+def test_a_window_ends_with_its_copies_enqueued_and_a_search_does_not_wait(world, device) -> None:
+    cold, hot, stream = streamed(world)
+    prefetcher, hybrid = Prefetcher(cold, hot), HybridIVF(cold, hot)
+    query = world.queries(1)
+    handle = prefetcher.start(query, 10**9)
+    assert handle.wait(PATIENCE) and not handle.errors and stream.work
+    first = hybrid.search(query, 5, 8)
+    assert first[2].misses.tolist() == [7] and stream.done == 0, "all but the empty cluster"
+    stream.synchronize()
+    second = hybrid.search(query, 5, 8)
+    assert second[2].misses.tolist() == [0]
+    np.testing.assert_allclose(second[0], first[0], atol=TOLERANCE)
+    prefetcher.close()

@@ -14,7 +14,7 @@ from stages.errors import QuarryError, Refused
 from stages.index import open_index
 from stages.loop import run_loop
 from stages.serve.prefetch.budget import fit
-from stages.serve.prefetch.engine import open_engine
+from stages.serve.prefetch.engine import FIT_AFTER, open_engine
 from stages.tools import Tools
 from stages.types import Generation, Request, TokenEvent
 
@@ -440,6 +440,43 @@ def test_another_encoder_and_settings_without_sense_are_refused(land, tmp_path) 
     ):
         with pytest.raises(QuarryError, match=message):
             open_engine(land, encoder_dir("dense"), **{"hot_bytes": 0, "budget": 0, **settings})
+
+
+# -- a budget that is fitted ----------------------------------------------------------------
+
+
+def ask_all(engine, n: int) -> None:
+    """n requests whose hints are not their queries: some clusters are copied, some missed."""
+    for i in range(n):
+        engine.begin()
+        engine.prefetch(f"a {SUBJECTS[i % 8]} of {PLACES[i % 6]}")
+        settle(engine)
+        engine.search([f"where is the {SUBJECTS[(i + 3) % 8]}?"], 3)
+        engine.end_request()
+
+
+def test_without_a_budget_it_is_that_of_the_latency_model_once_there_is_one(open_it) -> None:
+    room = 2**24
+    how = {"hot_bytes": room, "cache_fraction": 0.0, "depth": 2, "throttle": (2.0**20, 0.0)}
+    engine = open_it(budget=None, **how)
+    assert engine.budget == engine.stats()["budget_bytes"] == room, "nothing is known yet"
+    ask_all(engine, FIT_AFTER - 1)
+    assert engine.budget == room
+    ask_all(engine, 1)
+    model = fit(engine.traces())
+    assert 0 < engine.budget == int(model.best_budget(room)) < room
+    fixed = open_it(budget=room, **how)
+    ask_all(fixed, FIT_AFTER)
+    assert fixed.budget == room, "a number is a number"
+
+
+def test_a_budget_stays_where_nothing_was_missed(open_it) -> None:
+    engine = open_it(budget=None)
+    for _ in range(FIT_AFTER):
+        engine.prefetch("a volcano in Sicily")
+        settle(engine)
+        engine.search(["a volcano in Sicily"], 5)
+    assert engine.stats()["misses"] == 0 and engine.budget == 2**24, "all that there is room for"
 
 
 # -- what fails to open leaves nothing open -----------------------------------------------

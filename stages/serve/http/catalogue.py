@@ -6,6 +6,10 @@ folder is replaced, the new one is opened beside the old one and takes its place
 assignment; the old one is closed when its last question has ended. So it is with a generator whose
 folder is replaced, by a promotion or a training: both are in memory until then.
 
+An index of kind ``clustered`` is fetched ahead, as the entry's ``ahead`` says and the command line;
+by the defaults of that block where an entry has none. Entries that say the same share an engine and
+its memory, those that differ have their own.
+
 The corpus is read again together with its index and never alone: DVC makes the corpus first, and
 passages must be those that the index was built from.
 """
@@ -13,36 +17,41 @@ passages must be those that the index was built from.
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from stages import params, shell
 from stages.errors import QuarryError
 from stages.serve import STRATEGIES
-from stages.serve.asked import Library, Served
+from stages.serve.asked import Ahead, Library, Served
 from stages.serve.http.corpus import Corpus
 from stages.serve.http.generation import Desk
-from stages.serve.http.lookahead import Memory, Together, own
+from stages.serve.http.lookahead import Together, open_ahead, own
 from stages.serve.http.searching import Alike, Searcher
 from stages.shell import NONE, Task
 from stages.types import Retriever
 
 log = logging.getLogger(__name__)
 
-DEFAULT = Memory()
 AHEAD = "clustered"  # the kind of index that a PrefetchEngine can serve
+AS_ENTRIES_SAY: Mapping[str, Any] = MappingProxyType({})
 Identity = tuple[tuple[str, int, int, int], ...]  # of a folder: name, inode, time, size
 
 
 class Place(NamedTuple):
-    """An index with its corpus and its encoder, by name; the index may be ``none``."""
+    """An index with its corpus and its encoder, by name, and how it is fetched ahead.
+
+    The index may be ``none``.
+    """
 
     corpus: str
     index: str
     encoder: str
+    ahead: Ahead | None = None
 
 
 class Entry(NamedTuple):
@@ -54,7 +63,8 @@ class Entry(NamedTuple):
 
     @property
     def place(self) -> Place:
-        return Place(self.values.corpus, self.values.index, self.values.encoder)
+        v = self.values
+        return Place(v.corpus, v.index, v.encoder, v.ahead)
 
     @property
     def answers(self) -> bool:
@@ -113,15 +123,23 @@ class Unavailable(QuarryError):
 
 
 class Catalogue:
-    """The entries, and all that they need."""
+    """The entries, and all that they need.
 
-    def __init__(self, entries: dict[str, Entry], memory: Memory = DEFAULT) -> None:
+    ``ahead``: values of the block of that name that hold for every entry, whatever it says.
+    """
+
+    def __init__(
+        self,
+        entries: dict[str, Entry],
+        ahead: Mapping[str, Any] = AS_ENTRIES_SAY,
+        open_ahead: Callable[[Path, Path | None, Ahead], Any] = open_ahead,
+    ) -> None:
         self.entries = entries
         self.why: dict[str, str] = dict.fromkeys(entries, "it is being opened")  # not open
         self.reopened = {"new": 0, "failed": 0}  # indexes
         self.rewritten = {"new": 0, "failed": 0}  # generators
         self.sizes: Any = lambda size: None  # told the size of every search batch
-        self._memory = memory  # of indexes that fetch ahead
+        self._ahead, self._open_ahead = ahead, open_ahead
         self._shelves: dict[Place, Shelf] = {}
         self._searchers: dict[Place, Searcher] = {}
         self._desks: dict[str, Desk] = {}
@@ -162,9 +180,13 @@ class Catalogue:
         """What the entry works with now, if it is open."""
         return self._shelves.get(entry.place)
 
-    def ahead(self) -> dict[str, dict[str, float]]:
-        """What the indexes that fetch ahead count, by name."""
-        return {p.index: s.retriever.stats() for p, s in list(self._shelves.items()) if s.ahead}
+    def ahead(self) -> dict[tuple[str, str], dict[str, float]]:
+        """What the indexes that fetch ahead count, by (index, first entry that searches it so)."""
+        shelves = [(p, s) for p, s in list(self._shelves.items()) if s.ahead]
+        return {(p.index, self._first(p).name): s.retriever.stats() for p, s in shelves}
+
+    def _first(self, place: Place) -> Entry:
+        return next(e for e in self.entries.values() if e.place == place)
 
     def open(self) -> None:
         """Open every entry; what cannot be opened stays in ``why``, whatever the reason."""
@@ -230,9 +252,10 @@ class Catalogue:
         identity = identify(watched)
         corpus = Corpus(task.slot("ingest", place.corpus))
         index, encoder = task.slot("index", place.index), task.slot("finetune", place.encoder)
-        ahead = bool(index) and _kind(place.index) == AHEAD
+        ahead = bool(index) and bool(place.ahead or _kind(place.index) == AHEAD)
         if ahead:
-            retriever = self._memory.open(index, encoder)
+            how = (place.ahead or Ahead()).model_copy(update=self._ahead)
+            retriever = self._open_ahead(index, encoder, how)
         else:
             retriever = open_index(index, encoder) if index else None
         shelf = Shelf(place, identity, corpus, retriever, ahead)
@@ -303,7 +326,7 @@ class Catalogue:
         return settled and self._failed.get(what) != now
 
     def _replace(self, place: Place, shelf: Shelf) -> None:
-        task = Task("serve", next(n for n, e in self.entries.items() if e.place == place), False)
+        task = Task("serve", self._first(place).name, False)
         try:
             fresh = self._shelf(task, place)
             with _closed_on_error(fresh):
@@ -399,7 +422,7 @@ def _identify(folder: Path) -> Identity:
 
 def _folders(place: Place) -> list[Path]:
     """Of the corpus, the index and the encoder."""
-    named = zip(("ingest", "index", "finetune"), place, strict=True)
+    named = zip(("ingest", "index", "finetune"), place[:3], strict=True)
     return [Path("data") / room / name for room, name in named if name != NONE]
 
 

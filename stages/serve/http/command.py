@@ -10,11 +10,17 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from stages.errors import QuarryError
 from stages.serve.http import __doc__ as ABOUT
 from stages.serve.http.limits import Limits
 from stages.serve.http.loopback import is_loopback
+
+ABOUT_AHEAD = """An index of kind clustered is fetched ahead as the block 'ahead' of its entry in
+params.yaml says (stages/serve/asked.py has its keys and what each is for), and by
+the defaults of that block where an entry has none. What is given here holds in
+place of what they say, for every entry."""
 
 MIB = 2**20
 M_MMAP_THRESHOLD = -3  # malloc.h
@@ -61,19 +67,47 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     p.add_argument("--answers", type=_places, default=limits.answers, help="in flight at once")
     p.add_argument("--searches", type=_places, default=limits.searches, help="in flight at once")
-    p.add_argument(
-        "--hot-mib", type=_size, default=256, help="fast memory of an index that fetches ahead"
-    )
-    p.add_argument("--budget-mib", type=_size, default=64, help="what one window may copy of it")
-    p.add_argument(
-        "--disk-mib",
-        type=_size,
-        metavar="MIB_PER_S",
-        help="slow the disk down to this, to see what fetching ahead does",
-    )
     p.add_argument("--answer-seconds", type=_seconds, default=limits.answer_seconds)
     p.add_argument("--search-seconds", type=_seconds, default=limits.search_seconds)
+    add_ahead(p)
     return p.parse_args(argv)
+
+
+def add_ahead(p: argparse.ArgumentParser) -> None:
+    """What an entry's ``ahead`` block says, for all entries of this service."""
+    group = p.add_argument_group("lookahead", ABOUT_AHEAD)
+    group.add_argument("--hot-mib", type=_size, metavar="MIB", help="memory for clusters")
+    group.add_argument(
+        "--budget-mib", type=_budget, metavar="MIB|auto",
+        help="what one window may copy; auto: the best by what was measured while serving",
+    )  # fmt: skip
+    group.add_argument(
+        "--codec", choices=["fp32", "fp16", "int8"],
+        help="short codes are more clusters in the same memory, and are scored again in fp32; the"
+        " index needs them: codes: [fp16] in its entry",
+    )  # fmt: skip
+    group.add_argument("--tier", choices=["ram", "cuda"], help="disk -> RAM, or pinned RAM -> CUDA")
+    group.add_argument(
+        "--scope", choices=["probed", "resident"],
+        help="resident: searches whatever is in memory, too; finds more, not always the same",
+    )  # fmt: skip
+    group.add_argument(
+        "--disk-mib", type=_size, metavar="MIB_PER_S",
+        help="slow the disk down to this, to see what fetching ahead does; 0: as it is",
+    )  # fmt: skip
+
+
+def read_ahead(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of an ``ahead`` block that were given."""
+    names = ("hot_mib", "budget_mib", "codec", "tier", "scope")
+    given = {n: v for n in names if (v := getattr(args, n)) is not None}
+    if args.disk_mib is not None:
+        given["disk_mib_s"] = args.disk_mib or None
+    return given
+
+
+def _budget(text: str) -> float | str:
+    return text if text == "auto" else _size(text)
 
 
 def _port(text: str) -> int:
@@ -174,7 +208,6 @@ def serve(args: argparse.Namespace) -> None:
     import uvicorn
 
     from stages.serve.http.app import make_app
-    from stages.serve.http.lookahead import Memory
     from stages.serve.http.wire import Http
 
     limits = Limits(
@@ -183,11 +216,8 @@ def serve(args: argparse.Namespace) -> None:
         connections=args.answers + args.searches + CONNECTIONS,
     )  # fmt: skip
     sock = listen(args.host, args.port)
-    throttle = (args.disk_mib * MIB, 0.0) if args.disk_mib else None
-    memory = Memory(int(args.hot_mib * MIB), int(args.budget_mib * MIB), throttle)
-    app = make_app(
-        Catalogue(entries, memory), limits, key, lambda: len(server.server_state.connections)
-    )
+    catalogue = Catalogue(entries, read_ahead(args))
+    app = make_app(catalogue, limits, key, lambda: len(server.server_state.connections))
     config = uvicorn.Config(
         app, http=Http, ws="none", log_config=None, access_log=False, server_header=False,
         lifespan="on", timeout_graceful_shutdown=int(limits.answer_seconds + DRAIN),

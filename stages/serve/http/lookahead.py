@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from stages.clusters import Floats
 from stages.effects import Search
 from stages.errors import QuarryError, Refused
+from stages.serve import asked
 from stages.serve.http.bodies import Emit
 from stages.serve.http.searching import Asked
 from stages.tools import Tools, cut_batches
@@ -69,18 +70,11 @@ class Ahead(Retriever, Protocol):
         ...
 
 
-class Memory(NamedTuple):
-    """The fast memory of every index that is fetched ahead."""
+def open_ahead(index: Path, encoder: Path | None, how: asked.Ahead) -> Ahead:
+    """The engine over an index of kind ``clustered``, as an entry says."""
+    from stages.serve.prefetch.engine import open_engine
 
-    hot_bytes: int = 256 * 2**20
-    budget: int = 64 * 2**20  # bytes that one window may copy
-    throttle: tuple[float, float] | None = None  # of the disk, to see it: (bytes/s, seconds)
-
-    def open(self, index: Path, encoder: Path | None) -> Ahead:
-        """The engine over an index of kind ``clustered``."""
-        from stages.serve.prefetch.engine import open_engine
-
-        return open_engine(index, encoder, **self._asdict())
+    return open_engine(index, encoder, **how.settings())
 
 
 class Own(NamedTuple):

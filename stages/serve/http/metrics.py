@@ -62,8 +62,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._ahead = Gauge(
-            "quarry_prefetch", "What an index that fetches ahead counts", ["index", "what"],
-            registry=registry,
+            "quarry_prefetch", "What an index that fetches ahead counts",
+            ["index", "entry", "what"], registry=registry,
         )  # fmt: skip
         self._entries = Gauge("quarry_entries", "Entries that are open", registry=registry)
 
@@ -81,9 +81,9 @@ class Metrics:
         for model, desk in self._catalogue.desks.items():
             self._rows.labels(model).set(desk.running)
             self._steps.labels(model).set(desk.steps)
-        for index, said in self._catalogue.ahead().items():
+        for named, said in self._catalogue.ahead().items():
             for what, n in said.items():
-                self._ahead.labels(index, what).set(n)
+                self._ahead.labels(*named, what).set(n)
         for result, n in self._catalogue.reopened.items():
             self._reopened.labels(result).set(n)
         for result, n in self._catalogue.rewritten.items():

@@ -32,13 +32,16 @@ import numpy as np
 
 from stages.clusters import ClusterFile, Floats, Ints, nearest_clusters
 from stages.errors import QuarryError, Refused
-from stages.serve.prefetch.budget import Trace, needed_bytes
+from stages.serve.prefetch.budget import Trace, fit, needed_bytes
 from stages.serve.prefetch.hybrid import SearchStats
 from stages.serve.prefetch.prefetcher import Handle
 from stages.serve.prefetch.version import Settings, Version, check
 from stages.types import Hits, Query
 
 log = logging.getLogger(__name__)
+
+FIT_AFTER = 8  # searches with a window, between two looks at what the best budget is
+FIT_TO = 64  # searches, the last ones
 
 
 class Observed(NamedTuple):
@@ -73,11 +76,12 @@ Asker = int | None | Sequence[int | None]  # a request's token for all queries, 
 def open_engine(index: Path, encoder: Path | None, **settings: Any) -> "PrefetchEngine":
     """An engine over an index of kind clustered.
 
-    ``hot_bytes``: memory for clusters, ``budget``: bytes that one window may copy, ``strategy``,
-    ``cache_fraction``, ``scope``, ``nprobe`` (none: the index's), ``depth`` of the lookahead,
-    ``codec`` of both tiers (fp16 and int8 where the index has such codes), ``tier`` ram or cuda,
-    ``throttle`` of the cold tier: (bytes/s, seconds), ``group_bytes`` that become resident
-    together, ``threads`` of faiss.
+    ``hot_bytes``: memory for clusters, ``budget``: bytes that one window may copy (None: the best
+    one by the latency model of the last searches, and until there is one as much as there is
+    memory), ``strategy``, ``cache_fraction``, ``scope``, ``nprobe`` (none: the index's), ``depth``
+    of the lookahead, ``codec`` of both tiers (fp16 and int8 where the index has such codes),
+    ``tier`` ram or cuda, ``throttle`` of the cold tier: (bytes/s, seconds), ``group_bytes`` that
+    become resident together, ``threads`` of faiss.
 
     Raises:
         QuarryError: another kind of index, another encoder, no memory, or a setting that makes no
@@ -91,6 +95,7 @@ class PrefetchEngine:
 
     def __init__(self, index: Path, encoder: Path | None, settings: Settings) -> None:
         self.settings, self._encoder_folder = settings, encoder
+        self.budget = settings.hot_bytes if settings.budget is None else settings.budget
         self._lock = threading.Lock()
         self._version = Version(index, encoder, settings)
         self._tokens = itertools.count(1)
@@ -138,7 +143,7 @@ class PrefetchEngine:
                 self._trim(version)
             asking.cancel()
             asking.rounds += 1
-            handle = version.prefetcher.start(lambda: version.encode([query]), self.settings.budget)
+            handle = version.prefetcher.start(lambda: version.encode([query]), self.budget)
             if asking is not self._shared:  # that one never ends
                 asking.handles.append(handle)
             asking.window = _Window(version, handle, time.perf_counter())
@@ -241,7 +246,7 @@ class PrefetchEngine:
             with self._lock:
                 windows = {r: self._close_window(r) for r in dict.fromkeys(requests)}
             if self.settings.strategy == "runtime":
-                version.prefetcher.start(vectors, self.settings.budget).wait()
+                version.prefetcher.start(vectors, self.budget).wait()
                 version.hot.finish()
             try:
                 found, stats = version.search(vectors, k)
@@ -260,6 +265,9 @@ class PrefetchEngine:
                 parts = stats._replace(hits=stats.hits[rows], misses=stats.misses[rows])
                 # What a call for several took is no figure of one window: no trace.
                 self._note(version, window, vectors[rows], parts, start, own, len(windows) == 1)
+            if self.settings.budget is None and self._totals.traced >= FIT_AFTER:
+                self._totals.traced = 0
+                self._fit_budget()
             return found
 
     def vectors(self, queries: Sequence[Query]) -> Floats:
@@ -280,6 +288,7 @@ class PrefetchEngine:
         handle = window.handle if window else Handle(0)
         window_s = start - window.opened if window else 0.0
         copy_s = sum(c.end - c.start for c in list(handle.copies))
+        self._totals.traced += is_trace and handle.ranked is not None
         self.observed.append(
             Observed(
                 version.fingerprint, handle.ranked if is_trace else None, vectors, window_s,
@@ -355,19 +364,27 @@ class PrefetchEngine:
             "copy_s": copied.copy_s, "plan_s": copied.plan_s, "copy_errors": copied.errors,
             "evicted": copied.evicted, "clusters": len(resident), "resident": int(resident.sum()),
             "resident_pages": int(hot.pages_of[resident].sum()), "pages": hot.capacity,
+            "budget_bytes": self.budget,
         }  # fmt: skip
 
-    def traces(self) -> list[Trace]:
-        """The searches that had a window before them, for ``budget.fit``; the last 1,024.
+    def traces(self, most: int = 1024) -> list[Trace]:
+        """The last searches that had a window before them, for ``budget.fit``.
 
         Those of the version that serves now, and as if the hot tier had been empty.
         """
         version = self._version
-        return [
-            trace_of(o, version.cold.file)
-            for o in list(self.observed)
-            if o.ranked is not None and o.of == version.fingerprint
-        ]
+        seen = [o for o in list(self.observed) if o.ranked is not None]
+        seen = [o for o in seen if o.of == version.fingerprint][-most:]
+        return [trace_of(o, version.cold.file) for o in seen]
+
+    def _fit_budget(self) -> None:
+        """The best budget by the last searches; as it is where they show no rate.
+
+        They show none where nothing was copied, or nothing was missed: then it is enough.
+        """
+        traces = self.traces(FIT_TO)
+        if any(t.copied_bytes for t in traces) and any(t.misses for t in traces):
+            self.budget = int(fit(traces).best_budget(self.settings.hot_bytes))
 
     def timeline(
         self, since: float = 0.0, request: int | None = None
@@ -434,6 +451,7 @@ class _Totals:
     nbytes: int = 0
     hot_s: float = 0.0
     cold_s: float = 0.0
+    traced: int = 0  # searches with a window, since the budget was fitted; about
     _lock: Any = field(default_factory=threading.Lock)
 
     def add(self, stats: SearchStats) -> None:

@@ -8,6 +8,9 @@ The official scheduler multiplies a list of lists, so that all devices share one
 the number of micro-batches to be a multiple of that of devices. Here every device has its own row,
 and quotas are ceil(M / J).
 
+No command starts several engines and routes between them: ``overlap`` and ``assign`` are for who
+does, and are tested with simulated devices.
+
 Lin et al., TeleRAG, arXiv:2502.20969, §3.6 and §3.7.
 """
 

@@ -35,7 +35,7 @@ class Settings(NamedTuple):
     """How an engine works; see ``open_engine``."""
 
     hot_bytes: int
-    budget: int
+    budget: int | None  # None: fitted to what was served
     strategy: Strategy = "gradual"
     cache_fraction: float = CACHE_FRACTION
     scope: Scope = "probed"
@@ -193,7 +193,7 @@ def check(settings: Settings) -> Settings:
             raise QuarryError(f"prefetch: {name} {value!r} is not known. There are: {known}.")
     for name, fine, wanted in (
         ("hot_bytes", settings.hot_bytes >= 0, "0 or more"),
-        ("budget", settings.budget >= 0, "0 or more"),
+        ("budget", settings.budget is None or settings.budget >= 0, "0 or more"),
         ("cache_fraction", 0 <= settings.cache_fraction <= 1, "from 0 to 1"),
         ("nprobe", settings.nprobe is None or settings.nprobe >= 1, "1 or more"),
         ("depth", settings.depth >= 1, "1 or more"),
