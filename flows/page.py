@@ -10,13 +10,18 @@ from typing import NamedTuple
 
 from flows import svg
 from flows.report import (
+    COSTS,
     LEGEND,
     Evaluation,
     Figure,
     Row,
+    costs_of,
+    format_cost,
     format_number,
     leaderboard_rows,
     measures_of,
+    round_cells,
+    stop_cells,
 )
 
 STYLE = """
@@ -138,7 +143,8 @@ def _section(evaluation: Evaluation, rows: Sequence[Row]) -> str:
             f'<div class="plots">{plots}</div>',
             _tests(evaluation),
             _recall_table(evaluation),
-            _stops_table(evaluation),
+            _plain_table("Support found against rounds, the numbers", round_cells(evaluation)),
+            _plain_table("How questions ended", stop_cells(evaluation)),
             "</section>",
         ]
     )
@@ -161,16 +167,16 @@ def swatch(number: int) -> str:
 
 
 def _leaderboard(rows: Sequence[Row], numbers: Mapping[str, int]) -> str:
-    measures = measures_of(rows)
+    measures, costs = measures_of(rows), costs_of(rows)
     scales = {m: _scale([r.figures[m] for r in rows if m in r.figures]) for m in measures}
     lines = []
     for row in rows:
         name = f'<th scope="row">{swatch(numbers[row.system])}{escape(row.system)}</th>'
         cells = [_figure(row.figures.get(m), scales[m]) for m in measures]
-        cells += [_number(row.ms, ".1f"), _number(row.tokens, ".0f")]
+        cells += [_cell(format_number(row.ms, ".1f")), *(_cell(format_cost(row, c)) for c in costs)]
         kind = ' class="baseline"' if row.is_baseline else ""
         lines.append(f"<tr{kind}>{name}{''.join(cells)}</tr>")
-    return as_table(["system", *measures, "ms/query", "tokens/q"], lines)
+    return as_table(["system", *measures, "ms/query", *(COSTS[c][0] for c in costs)], lines)
 
 
 def _scale(figures: Sequence[Figure]) -> svg.Axis:
@@ -191,10 +197,8 @@ def _figure(figure: Figure | None, scale: svg.Axis) -> str:
     return f"<td>{text}</td>"
 
 
-def _number(value: float | None, spec: str) -> str:
-    return (
-        "<td>" + format_number(value, spec) + "</td>" if value is not None else _figure(None, None)
-    )
+def _cell(text: str) -> str:
+    return '<td class="none">-</td>' if text == "-" else f"<td>{text}</td>"
 
 
 def _recall_plot(evaluation: Evaluation, numbers: Mapping[str, int]) -> str:
@@ -294,16 +298,15 @@ def _recall_table(evaluation: Evaluation) -> str:
     return f"<details><summary>Recall against k, the numbers</summary>{table}</details>"
 
 
-def _stops_table(evaluation: Evaluation) -> str:
-    """How questions ended, where not all of them ended alike."""
-    reasons = list(dict.fromkeys(r for stops in evaluation.stops.values() for r in stops))
-    if len(reasons) < 2:
+def _plain_table(summary: str, cells: Sequence[Sequence[str]]) -> str:
+    """A table of numbers that are not judged, folded; nothing where there is none."""
+    if not cells:
         return ""
-    lines = [
+    head, *lines = cells
+    rows = [
         f'<tr><th scope="row">{escape(system)}</th>'
-        + "".join(f"<td>{stops.get(reason, 0)}</td>" for reason in reasons)
+        + "".join(f"<td>{n}</td>" for n in numbers)
         + "</tr>"
-        for system, stops in evaluation.stops.items()
+        for system, *numbers in lines
     ]
-    table = as_table(["system", *reasons], lines)
-    return f"<details><summary>How questions ended</summary>{table}</details>"
+    return f"<details><summary>{summary}</summary>{as_table(head, rows)}</details>"

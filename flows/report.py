@@ -25,7 +25,11 @@ from stages.shell import Task
 PAGE = Path(".quarry/report/index.html")
 MEASURES = ("nDCG@10", "R@100", "EM", "F1")  # have a column everywhere; others where they occur
 WIDE = frozenset({"SupportR"})  # too much for a terminal's width; on the page and in Markdown
-COUNTS = {"n", "tokens", "llm_calls", "failed"}  # in metrics.json, and no measures
+COSTS = {  # of a question, in metrics.json; all but tokens on the page and in Markdown alone
+    "tokens": ("tokens/q", ".0f"), "walked": ("of them walked", ".0f"),
+    "llm_calls": ("calls/q", ".1f"), "rounds": ("rounds/q", ".1f"), "docs": ("passages/q", ".1f"),
+}  # fmt: skip
+COUNTS = {"n", "failed", *COSTS}  # in metrics.json, and no measures
 ALPHA = 0.05
 BETTER, WORSE = "▲", "▼"
 LEGEND = (
@@ -69,7 +73,7 @@ class Row(NamedTuple):
     is_baseline: bool
     figures: dict[str, Figure]  # those there are, by measure
     ms: float | None  # per query
-    tokens: float | None  # per question
+    costs: dict[str, float]  # per question; those of COSTS there are
 
 
 # -- reading ------------------------------------------------------------------------------
@@ -136,8 +140,8 @@ def _rows(evaluation: Evaluation) -> list[Row]:
             interval = (figures[at][k] for k in ("low", "high", "n")) if at in figures else ()
             row[measure] = Figure(metrics[measure], *interval)._replace(mark=marks.get(at, ""))
         is_baseline = system == evaluation.values.get("baseline")
-        ms, tokens = evaluation.ms.get(system), metrics.get("tokens")
-        rows.append(Row(evaluation.name, system, is_baseline, row, ms, tokens))
+        ms, costs = evaluation.ms.get(system), {c: metrics[c] for c in COSTS if c in metrics}
+        rows.append(Row(evaluation.name, system, is_baseline, row, ms, costs))
     return rows
 
 
@@ -157,6 +161,11 @@ def measures_of(rows: Sequence[Row]) -> list[str]:
     return [*MEASURES, *sorted({m for r in rows for m in r.figures} - {*MEASURES})]
 
 
+def costs_of(rows: Sequence[Row]) -> list[str]:
+    """The columns of costs for these rows: tokens, and the others that one of them has."""
+    return [c for c in COSTS if c == "tokens" or any(c in r.costs for r in rows)]
+
+
 def format_figure(figure: Figure | None, between: str = " ") -> str:
     """``0.376 ▲`` and ``[0.341–0.410] n=225``, or '-'."""
     if figure is None:
@@ -172,18 +181,24 @@ def format_number(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 
+def format_cost(row: Row, cost: str) -> str:
+    """A number as its column has it, or '-'."""
+    return format_number(row.costs.get(cost), COSTS[cost][1])
+
+
 def _tables(
-    rows: Sequence[Row], between: str, without: frozenset[str] = frozenset()
+    rows: Sequence[Row], between: str, *, narrow: bool = False
 ) -> list[tuple[str, list[list[str]]]]:
     """Title and lines of cells (the first is the head) for each evaluation."""
     tables = []
     for name, group in groupby(rows, key=lambda r: r.evaluation):
         members = list(group)
-        measures = [m for m in measures_of(members) if m not in without]
-        lines = [["system", *measures, "ms/query", "tokens/q"]]
+        measures = [m for m in measures_of(members) if not narrow or m not in WIDE]
+        named = ["tokens"] if narrow else costs_of(members)
+        lines = [["system", *measures, "ms/query", *(COSTS[c][0] for c in named)]]
         for row in members:
             figures = [format_figure(row.figures.get(m), between) for m in measures]
-            costs = [format_number(row.ms, ".1f"), format_number(row.tokens, ".0f")]
+            costs = [format_number(row.ms, ".1f"), *(format_cost(row, c) for c in named)]
             lines.append([f"{row.system} *" if row.is_baseline else row.system, *figures, *costs])
         tables.append((name, lines))
     return tables
@@ -194,25 +209,36 @@ def leaderboard_text(rows: Sequence[Row]) -> str:
     if not rows:
         return "No evaluation was made yet: dvc repro.\n"
     parts = []
-    for name, table in _tables(rows, "\n", WIDE):
-        lines = [
-            line
-            for cells in table
-            for line in zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")
-        ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        texts = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in lines]
-        parts += [name, "─" * len(texts[0]), *(text.rstrip() for text in texts), ""]
+    for name, table in _tables(rows, "\n", narrow=True):
+        parts += _as_text(name, table)
     return "\n".join([*parts, LEGEND, ""])
+
+
+def _as_text(title: str, table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for a terminal."""
+    lines = [
+        line
+        for cells in table
+        for line in zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in lines]
+    return [title, "─" * len(texts[0]), *(text.rstrip() for text in texts), ""]
 
 
 def leaderboard_markdown(rows: Sequence[Row]) -> str:
     """The leaderboard as Markdown: a table per evaluation."""
     parts = []
-    for name, (head, *lines) in _tables(rows, " "):
-        parts += [f"### {as_plain(name)}", "", as_line(head), as_line(["---"] * len(head))]
-        parts += [*map(as_line, lines), ""]
+    for name, table in _tables(rows, " "):
+        parts += _as_markdown(name, table)
     return "\n".join([*parts, as_plain(LEGEND), ""]) if parts else leaderboard_text(rows)
+
+
+def _as_markdown(title: str, table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    head, *lines = table
+    rule = as_line(["---"] * len(head))
+    return [f"### {as_plain(title)}", "", as_line(head), rule, *map(as_line, lines), ""]
 
 
 def as_line(cells: Sequence[str]) -> str:
@@ -225,6 +251,43 @@ def as_plain(text: str) -> str:
     for sign in "\\`*_|<>[]":
         text = text.replace(sign, f"&#{ord(sign)};")
     return text
+
+
+# -- what loops did -----------------------------------------------------------------------
+
+
+def round_cells(evaluation: Evaluation) -> list[list[str]]:
+    """Support found within 1, 2 ... rounds, a line per system behind the head; none where nobody
+    searched twice. A system that ended earlier stays where it was."""
+    at = {(r["system"], r["round"]): r["recall"] for r in evaluation.rounds}
+    systems, rounds = (list(dict.fromkeys(x)) for x in (zip(*at, strict=True) if at else ((), ())))
+    lines = [[s, *(format_number(at[s, n], ".3f") for n in rounds)] for s in systems]
+    return [["system", *(f"round {n}" for n in rounds)], *lines] if lines else []
+
+
+def stop_cells(evaluation: Evaluation) -> list[list[str]]:
+    """Questions by how they ended, a line per system behind the head; none where all of them ended
+    alike."""
+    reasons = list(dict.fromkeys(r for stops in evaluation.stops.values() for r in stops))
+    if len(reasons) < 2:
+        return []
+    lines = [[s, *(str(stops.get(r, 0)) for r in reasons)] for s, stops in evaluation.stops.items()]
+    return [["system", *reasons], *lines]
+
+
+def loops_text(evaluations: Sequence[Evaluation], *, markdown: bool = False) -> str:
+    """Both tables of every evaluation that has them; empty where none has."""
+    write = _as_markdown if markdown else _as_text
+    return "\n".join(
+        line
+        for e in evaluations
+        for about, cells in (
+            ("support found within so many rounds", round_cells(e)),
+            ("how questions ended", stop_cells(e)),
+        )
+        if cells
+        for line in write(f"{e.name}: {about}", cells)
+    )
 
 
 # -- the command --------------------------------------------------------------------------
@@ -245,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the leaderboard, write the page. Exit status 2 with a message if that cannot be."""
     p = argparse.ArgumentParser(prog="python -m flows.report", description=main.__doc__)
     p.add_argument("--study", action="store_true", help="of the studies, below data/studies")
+    p.add_argument("--markdown", action="store_true", help="print Markdown, with all costs")
     args = p.parse_args(argv)
     from flows import dvc, lookahead  # dvc takes a second to import
     from flows.page import render_html
@@ -256,7 +320,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QuarryError as e:
         print(f"quarry: {e}", file=sys.stderr)
         return 2
-    print(leaderboard_text(leaderboard_rows(evaluations)))
+    leaderboard = leaderboard_markdown if args.markdown else leaderboard_text
+    print(leaderboard(leaderboard_rows(evaluations)))
+    print(loops_text(evaluations, markdown=args.markdown))
     edges = {name: stage.upstream for name, stage in stages.items()}
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     html = render_html(evaluations, edges, read_provenance(), measured)

@@ -22,6 +22,7 @@ from stages.effects import (
     Outcome,
     Search,
     Steps,
+    Walked,
     write_request,
 )
 from stages.errors import QuarryError, Refused
@@ -40,7 +41,7 @@ class Budget(Entry):
     max_rounds: NonNegativeInt | None = None  # yields with a search in them
     max_docs: NonNegativeInt | None = None  # distinct passages
     max_llm_calls: NonNegativeInt | None = None  # generations and choices
-    max_tokens: NonNegativeInt | None = None  # read and written by the generator
+    max_tokens: NonNegativeInt | None = None  # read and written by the generator, in walks too
 
 
 NO_LIMIT = Budget()
@@ -92,7 +93,7 @@ class OpenQuestion:
     counts: Counts = field(default_factory=Counts)
     n_effects: int = 0  # numbered so far
     seen: set[str] = field(default_factory=set)  # docids of passages
-    refused: list[str] = field(default_factory=list)  # limits it ran into
+    refused: list[str] = field(default_factory=list)  # limits it ran into; walk: of a search
     end: Outcome | None = None
     error: str = ""
 
@@ -159,14 +160,16 @@ class Asking(NamedTuple):
                 f"a prompt and its completion may take {max(need)} tokens, the model's context "
                 f"has {context}: show fewer or shorter passages."
             )
-        units = {e.unit for e in q.effects if isinstance(e, Search)}
+        units = [e.unit for e in q.effects if isinstance(e, Search)]
+        walks = self.tools.search_tokens * units.count("passage")
         used, budget = q.counts, self.budget
+        tokens = used.tokens_in + used.tokens_out + sum(need) + walks
         for name, limit, would_use, asked in (
             ("rounds", budget.max_rounds, used.rounds + 1, units),
             # room for one passage is enough: ``deliver`` leaves out what is too many
             ("docs", budget.max_docs, used.docs + 1, "passage" in units),
             ("llm_calls", budget.max_llm_calls, used.llm_calls + len(calls), calls),
-            ("tokens", budget.max_tokens, used.tokens_in + used.tokens_out + sum(need), calls),
+            ("tokens", budget.max_tokens, tokens, calls or walks),
         ):
             if asked and limit is not None and would_use > limit:
                 return BudgetSpent(name)
@@ -219,6 +222,8 @@ class Asking(NamedTuple):
                 q.counts.tokens_in += tokens_in
                 q.counts.tokens_out += tokens_out
                 if isinstance(step.effect, Search) and step.effect.unit == "passage":
+                    if isinstance(value, Walked) and value.cost.cut:
+                        q.refused.append("walk")
                     value = _with_room(value, q.seen, self.budget.max_docs)
                     q.counts.docs = len(q.seen)
             results.append(value)
@@ -236,6 +241,8 @@ def tokens_of(step: Step, value: Any, lengths: Mapping[str, int]) -> tuple[int, 
             return value.tokens_in, value.tokens_out
         case Choice() as choice:
             return _most_tokens(choice, lengths), 0
+        case Search(unit="passage") if isinstance(value, Walked):
+            return value.cost.tokens, 0
     return 0, 0
 
 

@@ -15,7 +15,7 @@ A strategy draws no random number and reads no clock: sampling is the engine's (
 import json
 import math
 from collections.abc import Generator as Coroutine
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -62,7 +62,8 @@ class Search(NamedTuple):
 
     A query of several texts is the mean of their vectors (dense indexes alone). ``passage`` hits
     are what a reader is shown and count as the question's docs; ``document`` hits are parents,
-    from as many passages as that takes: the ranking that is measured.
+    from as many passages as that takes: the ranking that is measured. What a generator reads for
+    a search counts as the question's tokens, once: with its passages.
     """
 
     query: Query
@@ -94,6 +95,22 @@ class Hint(NamedTuple):
 
 Effect = LLM | Choice | Search | Encode | Score | Hint
 KINDS: tuple[type, ...] = (LLM, Choice, Search, Encode, Score)  # the order within a tick
+
+
+class Cost(NamedTuple):
+    """What a search cost that a generator made, by reading through the corpus."""
+
+    tokens: int  # read
+    rollouts: int
+    cut: bool  # there were rollouts left, but no tokens
+
+
+class Walked(list[Hit]):
+    """Hits of such a search: the result of a ``Search`` for passages, with its ``cost``."""
+
+    def __init__(self, hits: Iterable[Hit], cost: Cost) -> None:
+        super().__init__(hits)
+        self.cost = cost
 
 
 class Outcome(NamedTuple):
@@ -152,6 +169,8 @@ def write_result(effect: Effect, value: Any) -> str:
     match effect:
         case LLM():
             return dumps(_fields(value))
+        case Search() if isinstance(value, Walked):
+            return dumps({"hits": list(value), **value.cost._asdict()})
         case Search():
             return dumps(list(value))
         case Encode() | Score():
@@ -166,6 +185,8 @@ def read_result(effect: Effect, text: str) -> Any:
         case LLM():
             doubts = tuple(tuple(map(tuple, spans)) for spans in value.pop("doubts", ()))
             return Generation(**value, doubts=doubts)
+        case Search() if isinstance(value, dict):
+            return Walked((Hit(*hit) for hit in value.pop("hits")), Cost(**value))
         case Search():
             return [Hit(*hit) for hit in value]
         case Encode() | Score():

@@ -21,13 +21,18 @@ CHOICES = 64  # in one call: what a killed run can lose
 
 
 class Tools(NamedTuple):
-    """The models and the index of a run; ``prefetch`` is told every hint."""
+    """The models and the index of a run; ``prefetch`` is told every hint.
+
+    ``search_tokens`` is the most that the generator reads for one search, where it is the
+    retriever.
+    """
 
     generator: Generator | None = None
     retriever: Retriever | None = None
     encoder: Encoder | None = None
     reranker: Reranker | None = None
     prefetch: Callable[[str], None] | None = None
+    search_tokens: int = 0
 
     def for_effect(self, effect: Effect) -> Any:
         """The tool that this effect runs on.

@@ -37,12 +37,15 @@ class TableModel:
     def __init__(self, logps: Callable[[str, tuple[int, ...]], np.ndarray]) -> None:
         self.logps = logps
         self.passes: list[int] = []
+        self.tokens = 0  # read, prompts too
 
     def open(self, prompts: Sequence[str], *, room: int) -> list[SimpleNamespace]:
-        return [SimpleNamespace(text=p, logps=self.logps(p, ())) for p in prompts]
+        self.tokens += sum(len(p.split()) for p in prompts)
+        return [SimpleNamespace(text=p, n=len(p.split()), logps=self.logps(p, ())) for p in prompts]
 
     def read(self, asks: Sequence[Ask], *, keep: bool = True) -> list[Read]:
         self.passes.append(len(asks))
+        self.tokens += sum(len(ask.tokens) for ask in asks)
         found = []
         for prompt, path, tokens in asks:
             own = [self.logps(prompt.text, (*path, *tokens[:i]))[t]

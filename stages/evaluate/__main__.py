@@ -64,6 +64,16 @@ def read_effects(folder: Path) -> pa.Table | None:
     return effects if effects.num_rows else None
 
 
+def most_passages(task: Task, system: str) -> int | None:
+    """The budget of passages of a question, None where there is none.
+
+    No parameter of this stage: where another budget tells a strategy anything else, its run is
+    another, and this stage is run again.
+    """
+    entry = params.entries("serve", study=task.study).get(system) or {}
+    return (entry.get("budget") or {}).get("max_docs")
+
+
 def make(task: Task, folder: Path) -> dict[str, float]:
     """Write metrics.json, per_query.parquet, comparisons.json and three plots."""
     name = params.choose("evaluate", task.entry, "suite", SUITES, study=task.study)
@@ -74,7 +84,11 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     collection = suite.Collection(*(tables.read_table(corpus, kind) for kind in kinds))
     systems = [
         suite.System(
-            system, tables.read_table(path, "runs"), read_answers(path), read_effects(path)
+            system,
+            tables.read_table(path, "runs"),
+            read_answers(path),
+            read_effects(path),
+            most_passages(task, system),
         )
         for system, path in find_systems(task, values).items()
     ]

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 from stages.evaluate.answering import has_answers, measure_answers, support_recall
 from stages.evaluate.ranking import measure_run, parse_measure
-from stages.evaluate.rounds import count_stops, round_rows, support_by_round
+from stages.evaluate.rounds import count_consumed, count_stops, round_rows, support_by_round
 from stages.evaluate.statistics import bootstrap_test, holm, interval, permutation_test
 from stages.params import Entry
 from stages.runs import rank_rows
@@ -75,6 +75,7 @@ class System(NamedTuple):
     run: pa.Table
     answers: pa.Table | None
     effects: pa.Table | None = None  # what it asked for, where that was logged
+    max_docs: int | None = None  # its budget of passages
 
 
 class Evaluation(NamedTuple):
@@ -124,7 +125,7 @@ def evaluate(
         found = {m: of_run[m] for m in measures if m in of_run}
         values[system.name] = found | measure_texts(system, qids, queries, relevant)
         if system.effects is not None:
-            curves[system.name] = support_by_round(system.effects, relevant, qids)
+            curves[system.name] = support_by_round(system.effects, relevant, qids, system.max_docs)
 
     metrics = {
         s.name: {m: _mean(v) for m, v in values[s.name].items()} | count_costs(s, queries)
@@ -245,7 +246,12 @@ def measure_texts(
 
 
 def count_costs(system: System, queries: pa.Table) -> dict[str, float]:
-    """How many questions were asked, and what one cost; ``failed`` of a system that answers."""
+    """How many questions were asked, and what one cost; ``failed`` of a system that answers.
+
+    ``tokens`` are all that the generator read and wrote, ``walked`` those of them that it read as
+    the retriever. ``rounds`` have a search in them and ``docs`` are different passages: of a
+    system that logged what it asked.
+    """
     qids = asked(system, queries)
     if system.answers is None or not qids:
         return {"n": len(qids)}
@@ -256,6 +262,9 @@ def count_costs(system: System, queries: pa.Table) -> dict[str, float]:
         "tokens": round(tokens / len(qids), 6),
         "llm_calls": round(pc.sum(rows["llm_calls"]).as_py() / len(qids), 6),
     }
+    if system.effects is not None:
+        costs["rounds"] = round(pc.sum(rows["rounds"]).as_py() / len(qids), 6)
+        costs |= count_consumed(system.effects, qids, system.max_docs)
     if has_answers(rows):
         costs["failed"] = pc.sum(pc.not_equal(rows["error"], "")).as_py()
     return costs

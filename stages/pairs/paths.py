@@ -144,7 +144,10 @@ def read_searches(run: Any) -> dict[str, dict[str, list[str]]]:
         if row["kind"] == "Search":
             asked = json.loads(row["request"])
             if asked["unit"] == "passage":
-                docids = [docid for docid, _ in json.loads(row["result"])]
+                hits = json.loads(row["result"])
+                if isinstance(hits, dict):  # of a walk, with what it cost
+                    hits = hits["hits"]
+                docids = [docid for docid, _ in hits]
                 found.setdefault(row["qid"], {})[asked["query"]] = docids
     return found
 

@@ -16,6 +16,7 @@ from flows.report import (
     leaderboard_markdown,
     leaderboard_rows,
     leaderboard_text,
+    loops_text,
     read_evaluations,
 )
 from stages import shell, tables
@@ -109,7 +110,7 @@ def test_markdown_is_one_table_per_evaluation_and_cells_cannot_break_it():
     text = leaderboard_markdown(leaderboard_rows([CRANFIELD, odd]))
     assert text.count("### ") == text.count("| --- | --- | --- | --- | --- | --- |") == 2
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert {line.count("|") for line in rows[:7]} == {8 + 1}
+    assert {line.count("|") for line in rows[:7]} == {9 + 1}
     assert rows[-1] == "| a&#124;b&#95;&#60;i&#62; | 0.500 | - | - | - | - | - |"
 
 
@@ -242,10 +243,13 @@ def test_the_command_prints_the_table_and_writes_the_page(project):
     Path("dvc.yaml").write_text(f"stages:\n  made: {stage}\n")
     run = {"cwd": project, "env": {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, "check": True}
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], **run)
+    curve = [{"system": "rag", "round": n, "recall": r} for n, r in ((1, 0.25), (2, 0.75))]
+    shell.write_json(Path("data/evaluate/made/rounds.json"), curve)
     done = subprocess.run(
         [sys.executable, "-m", "flows.report"], capture_output=True, text=True, **run
     )
     assert "[0.326–0.426] n=225" in done.stdout
+    assert "made: support found within so many rounds" in done.stdout and "0.750" in done.stdout
     written = project / ".quarry/report/index.html"
     assert done.stdout.splitlines()[-1] == f"report: {written.as_uri()}"
     assert "0.376" in written.read_text()
@@ -259,3 +263,41 @@ def test_rounds_are_drawn_and_endings_told_where_there_is_something_to_tell():
     assert "rag: support 0.750 at round 2" in html
     cells = re.search(r"How questions ended</summary>.*?</table>", html, re.DOTALL)[0]
     assert re.findall(r"<td>(\d+)</td>", cells) == ["40", "24", "0", "64"]
+    cells = re.search(r"against rounds, the numbers</summary>.*?</table>", html, re.DOTALL)[0]
+    assert re.findall(r"<td>([\d.]+)</td>", cells) == ["0.250", "0.750"]
+
+
+def test_loops_are_told_as_text_and_as_markdown():
+    rounds = [
+        {"system": s, "round": n, "recall": r}
+        for s, curve in (("rag", (0.25, 0.25)), ("kirag", (0.25, 0.75)))
+        for n, r in enumerate(curve, 1)
+    ]
+    stops = {"rag": {"fixed": 64}, "kirag": {"budget_docs": 40, "fixed": 24}}
+    evaluation = CRANFIELD._replace(rounds=rounds, stops=stops)
+    lines = loops_text([CRANFIELD, evaluation]).splitlines()
+    assert lines[0] == "cranfield: support found within so many rounds"
+    assert [line.split() for line in lines if line.startswith(("rag", "kirag"))] == [
+        ["rag", "0.250", "0.250"], ["kirag", "0.250", "0.750"],
+        ["rag", "64", "0"], ["kirag", "24", "40"],
+    ]  # fmt: skip
+    assert "| kirag | 0.250 | 0.750 |" in loops_text([evaluation], markdown=True).splitlines()
+    assert loops_text([CRANFIELD]) == ""
+
+
+def test_every_cost_has_a_column_where_a_system_has_it():
+    """In Markdown and on the page; a terminal has room for tokens alone."""
+    metrics = METRICS | {"loop": METRICS["rag"] | {"docs": 7.4, "rounds": 2.6, "walked": 250.0}}
+    evaluation = CRANFIELD._replace(metrics=metrics)
+    rows = leaderboard_rows([evaluation])
+    head, _, *lines = leaderboard_markdown(rows).splitlines()[2:]
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    loop = next(line for line in lines if line.startswith("| loop"))
+    told = dict(zip(columns, (cell.strip() for cell in loop.strip("|").split("|")), strict=True))
+    assert (told["tokens/q"], told["of them walked"], told["calls/q"]) == ("312", "250", "1.0")
+    assert (told["rounds/q"], told["passages/q"]) == ("2.6", "7.4")
+    html = page(evaluation)
+    assert "passages/q" in html and "<td>7.4</td>" in html
+    assert "passages/q" not in leaderboard_text(rows)
+    plain = leaderboard_markdown(leaderboard_rows([CRANFIELD]))
+    assert "calls/q" in plain and "passages/q" not in plain and "walked" not in plain

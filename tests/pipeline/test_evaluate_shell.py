@@ -72,6 +72,24 @@ def test_named_runs_and_the_baseline_take_part_and_nothing_else_that_lies_there(
     assert set(metrics) == {"mixed", "one"}
 
 
+def test_a_runs_budget_of_passages_is_read_from_its_entry(project):
+    text = (project / "params.yaml").read_text()
+    text = text.replace("two: {corpus: c}", "two: {corpus: c, budget: {max_docs: 2}}")
+    (project / "params.yaml").write_text(text)
+    answer = {"answer": "", "memory": "", "docids": [], "rounds": 1, "llm_calls": 0, "searches": 1,
+              "tokens_in": 0, "tokens_out": 0, "stop_reason": "fixed", "error": ""}  # fmt: skip
+    effect = {"qid": "q", "effect_no": 0, "turn": 0, "kind": "Search", "key": "k", "tokens_in": 0,
+              "request": '{"unit": "passage"}', "tokens_out": 0,
+              "result": json.dumps([[f"{d}#0", 1.0] for d in "abc"])}  # fmt: skip
+    for system in ("one", "two"):
+        folder = project / "data/runs/c" / system
+        tables.write_table(tables.table("answers", [{"qid": "q"} | answer]), folder, "answers")
+        tables.write_table(tables.table("effects", [effect]), folder, "effects")
+    assert evaluate(project, "good").returncode == 0
+    metrics = json.loads((project / "data/evaluate/good/metrics.json").read_text())
+    assert (metrics["one"]["docs"], metrics["two"]["docs"]) == (3.0, 2.0)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -72,7 +72,7 @@ def long_encode() -> None:
     corpus(1200, 60)
 
 
-def questions(**rooms: dict) -> None:
+def questions(*, more: dict[str, dict] | None = None, **rooms: dict) -> None:
     """A corpus with questions, its index and a model, for rooms that ask them."""
     tiny_lm(Path("data/finetune/lm"), context=1024)
     corpus(60, 12)
@@ -83,7 +83,7 @@ def questions(**rooms: dict) -> None:
     ]  # fmt: skip
     write_table(table("queries", rows), Path("data/ingest/c"), "queries")
     words = {"kind": "bm25", "corpus": "c", "model": "none", "centroids": "none"}
-    write_params(index={"words": words}, **rooms)
+    write_params(index={"words": words, **(more or {})}, **rooms)
     run_room("index", "words")
 
 
@@ -93,6 +93,15 @@ SLOTS = {"corpus": "c", "index": "words", "encoder": "none", "model": "lm"}
 def long_serve() -> None:
     entry = {**SLOTS, "strategy": "rag", "triples": "none", "split": "all"}
     questions(serve={"mine": {**entry, "max_tokens": 24, "passage_tokens": 40}})
+
+
+def long_walk() -> None:
+    words = {"kind": "suffixes", "corpus": "c", "model": "lm", "centroids": "none"}
+    walk = {"simulations": 6, "granularity": 2, "depth": 3, "verify_tokens": 8, "trees": 4}
+    entry = {**SLOTS, "index": "tokens", "strategy": "freeson", "triples": "none", "split": "all"}
+    entry |= {"max_search": 1, "max_tokens": 4, "passage_tokens": 40, "questions": 12, "walk": walk}
+    questions(serve={"mine": entry}, more={"tokens": words})
+    run_room("index", "tokens")
 
 
 def long_pairs(**rooms: dict) -> None:
@@ -179,13 +188,15 @@ def kept_now(monkeypatch) -> list[int]:
         pytest.param("triples", long_llm, 0, id="triples by llm"),
         pytest.param("index", long_encode, 0, id="index"),
         pytest.param("serve", long_serve, 96, id="serve"),
+        pytest.param("serve", long_walk, 1, id="serve by walks"),
         pytest.param("pairs", long_pairs, 16, id="pairs"),
     ],
 )
 def test_a_killed_stage_goes_on_where_it_was(
     room, prepare, searches, monkeypatch, kept_now
 ) -> None:
-    """Searches are kept first and at once: the kill comes later, among the generations."""
+    """Searches are kept first and at once: the kill comes later, among the generations. Walks are
+    kept one by one: the kill comes among them."""
     prepare()
     before = files(Path("data"))
     store = kill_midway(room, count, more_than=searches)

@@ -5,13 +5,14 @@ Equal means the whole effect log: what was asked of index and model, and what ca
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from facts_worlds import WordVectors, facts_of
 from index_worlds import built, opened, passages_of
 from language_models import tiny_lm
-from strategy_worlds import LOOPS, name_of, params_of
+from strategy_worlds import params_of
 
 from stages.effects import LLM, Question
 from stages.errors import QuarryError
@@ -41,9 +42,9 @@ CHOICES = [q._replace(options=("Italy", "Spain", "Norway", "a river")) for q in 
 
 
 class World:
-    """Nine cities in two passages each, BM25, a tiny random model that wanders."""
+    """Nine cities in two passages each, BM25, a tiny random model that wanders, or another."""
 
-    def __init__(self, folder) -> None:
+    def __init__(self, folder: Path, model: Path | None = None) -> None:
         self.passages = passages_of({
             f"{city}#{i}": (city, text)
             for city, country in CITIES.items()
@@ -51,7 +52,8 @@ class World:
         })  # fmt: skip
         self.folder = folder
         index = opened(built(folder, "bm25", self.passages))
-        generator = open_generator(tiny_lm(folder / "lm", context=4096))
+        self.model = model or tiny_lm(folder / "lm", context=4096)
+        generator = open_generator(self.model)
         self.tools = Tools(generator, index, WordVectors())
         self.facts = facts_of({
             f"{city}#{i}": [[(city, "is a city in", country)], [(city, "has", "river")]][i]
@@ -180,27 +182,3 @@ def test_flare_above_theta_1_searches_at_every_sentence(world) -> None:
         assert a.counts.rounds == 1 + sentences_asked(loop, a.qid) // 2 > 1
         n_said = 2 * (a.counts.rounds - 1)
         assert sentences_asked(loop, a.qid) in (n_said, n_said + 1)
-
-
-@pytest.mark.parametrize("method", LOOPS, ids=name_of)
-def test_one_by_one_gives_what_a_batch_gives(world, method) -> None:
-    """With a real model: texts, doubts, choices, samples, rankings, all that the log holds."""
-    values = {"hypotheses": 2, "hypothesis_tokens": 30} if method is hyde else {}
-    together = world.serve(method, **values)
-    alone = world.serve(method, QUESTIONS[::-1], batch=1, max_active=1, **values)
-    assert alone.effects.equals(together.effects) and alone.answered == together.answered
-
-
-@pytest.mark.parametrize("method", LOOPS, ids=name_of)
-def test_a_full_log_replays_without_a_call_of_model_or_index(world, method) -> None:
-    class Silent:
-        def __init__(self, tool: Any) -> None:
-            self.fingerprint, self.context = tool.fingerprint, getattr(tool, "context", None)
-            self.count_tokens = getattr(tool, "count_tokens", None)
-
-    values = {"hypotheses": 2, "hypothesis_tokens": 30} if method is hyde else {}
-    first = world.serve(method, **values)
-    silent = Tools(*map(Silent, world.tools[:3]))
-    again = world.serve(method, tools=silent, replay=first.effects, **values)
-    assert again.answered == first.answered and again.effects.equals(first.effects)
-    assert all(a.error == "" and a.outcome.stop_reason for a in first.answered)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.effects import LLM, Search, write_request, write_result
-from stages.evaluate.rounds import count_stops, round_rows, support_by_round
+from stages.effects import LLM, Cost, Search, Walked, write_request, write_result
+from stages.evaluate.rounds import count_consumed, count_stops, round_rows, support_by_round
 from stages.tables import table
 from stages.types import Generation, Hit, Request
 
@@ -65,6 +65,37 @@ def test_without_searches_or_judgements_there_is_no_curve() -> None:
     assert support_by_round(log(q1=". ."), RELEVANT, ["q1"]) == []
     assert support_by_round(log(q1="ab"), {}, ["q1"]) == []
     assert support_by_round(table("effects", []), RELEVANT, ["q1"]) == []
+
+
+def test_passages_beyond_the_budget_were_not_told() -> None:
+    effects = log(q1="ax+AX . xb+XB .", q2="c+C .")
+    assert support_by_round(effects, RELEVANT, ["q1", "q2"], 2) == [0.75, 0.75]
+    assert support_by_round(effects, RELEVANT, ["q1", "q2"], 1) == [0.75, 0.75]
+    assert support_by_round(log(q1="xy b"), RELEVANT, ["q1"], 2) == [0.0, 0.0]
+
+
+def test_passages_are_consumed_once_and_within_the_budget() -> None:
+    effects = log(q1="ax+AX . xb+XB .", q2="c+C .", q3="abcx . y")
+    assert count_consumed(effects, ["q1", "q2"]) == {"docs": (3 + 1) / 2}
+    assert count_consumed(effects, ["q1", "q2", "q3"], 2) == {"docs": round((2 + 1 + 2) / 3, 6)}
+    assert count_consumed(log(q1=". ."), ["q1"]) == {} == count_consumed(effects, ["q9"])
+
+
+def test_what_a_generator_read_as_the_retriever_is_told_apart() -> None:
+    """Of the questions asked for, and of searches alone."""
+    rows = log(q1="a+A .", q2="b+B .").to_pylist()
+    for row in rows:
+        if row["kind"] == "LLM":
+            row["tokens_in"] = 7
+        elif json.loads(row["request"])["unit"] == "passage":
+            row["tokens_in"] = {"q1": 100, "q2": 40}[row["qid"]]
+            hits = [Hit(*h) for h in json.loads(row["result"])]
+            cost = Cost(row["tokens_in"], 3, False)
+            row["result"] = write_result(Search("", 1), Walked(hits, cost))
+    effects = table("effects", rows)
+    assert count_consumed(effects, ["q1", "q2"]) == {"docs": 1.0, "walked": (100 + 40) / 2}
+    assert count_consumed(effects, ["q2"]) == {"docs": 1.0, "walked": 40.0}
+    assert support_by_round(effects, RELEVANT, ["q1", "q2"]) == [0.25]
 
 
 def test_the_plot_has_every_system_to_the_longest_and_nothing_where_nobody_searched_twice() -> None:

@@ -170,6 +170,28 @@ def test_cost_is_per_question_and_stands_beside_the_quality_of_the_answers():
     assert done.cost == [{"system": "rag", "tokens": 21.0, "quality": 0.5, "measure": "F1"}]
 
 
+def test_a_system_with_a_log_tells_its_rounds_and_its_passages():
+    of = collection(queries={"q1": {"answers": ["x"]}, "q2": {}}, qrels={"q1": {"b": 1}})
+    rows = [("q1", 0, ["a#0", "b#0"]), ("q1", 2, ["a#0", "c#0"]), ("q2", 0, ["a#0"])]
+    effects = tables.table("effects", [
+        {"qid": qid, "effect_no": turn, "turn": turn, "kind": "Search", "key": "k",
+         "request": json.dumps({"unit": "passage"}), "tokens_in": 0, "tokens_out": 0,
+         "result": json.dumps([[docid, 1.0] for docid in docids])}
+        for qid, turn, docids in rows
+    ])  # fmt: skip
+    told = answers(q1={"rounds": 2, "answer": "x"}, q2={"rounds": 1})
+    loop = System("loop", run(q1=["a"]), told, effects)
+    costs = measured(of, loop).metrics["loop"]
+    assert (costs["rounds"], costs["docs"]) == ((2 + 1) / 2, (3 + 1) / 2)
+    assert measured(of, loop).rounds == [
+        {"system": "loop", "round": n, "recall": 1.0} for n in (1, 2)
+    ]
+    capped = measured(of, loop._replace(max_docs=1))
+    assert capped.metrics["loop"]["docs"] == 1.0 and capped.rounds[-1]["recall"] == 0.0
+    unlogged = measured(of, loop._replace(effects=None)).metrics["loop"]
+    assert not unlogged.keys() & {"rounds", "docs", "walked"}
+
+
 def test_where_nobody_answers_cost_stands_beside_the_ranking():
     of = collection(queries=TWO, qrels={"q1": {"a": 1}})
     done = measured(of, System("s", run(q1=["a"]), None))

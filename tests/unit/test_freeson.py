@@ -1,19 +1,30 @@
 """FREESON: the loop of thoughts and sub-queries, and the walk with a real model."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from index_worlds import MOUNTAINS, passages_of
 from language_models import smollm2, tiny_lm
+from loop_fakes import FakeLLM
 from strategy_worlds import params_of, passage, play
 from walk_worlds import TableModel, drawn, index_of, random_docs
 
+from stages.asking import Budget
+from stages.effects import BudgetSpent, Outcome, Question, Steps
+from stages.effects import Search as Asked
 from stages.errors import QuarryError
 from stages.index import Inputs, layout, open_index, suffixes
 from stages.lm import open_generator
+from stages.loop import Loop, run_loop
+from stages.records import RecordStore
 from stages.serve.strategies import freeson
 from stages.serve.strategies.freeson_prompts import Found, read_thought, thought_prompt
 from stages.serve.traverse.retriever import CorpusWalker, walking
@@ -22,6 +33,7 @@ from stages.serve.traverse.walk import Walk
 from stages.tools import Tools
 from stages.types import Hit
 
+ROOT = Path(__file__).resolve().parents[2]
 ASK = "In which country was the composer of Aida born?"
 FINDS = {ASK: "aida", "Where was Verdi born?": "verdi rhine", "Who?": "etna"}
 
@@ -118,12 +130,12 @@ def test_a_prompt_that_is_too_long_loses_its_oldest_findings() -> None:
 # -- the walk as a retriever ----------------------------------------------------------------------
 
 
-def walker(**values) -> CorpusWalker:
+def walker(logps=drawn, records=None, **values) -> CorpusWalker:
     walk = Walk(**{"simulations": 6, "granularity": 2, "depth": 3, "verify_tokens": 8, **values})
-    model = TableModel(drawn)
+    model = TableModel(logps)
     search = Search(index_of(random_docs(30, 2)), model, Likelihood(), walk, seed=13)
     counting = SimpleNamespace(count_tokens=lambda texts: [len(t.split()) for t in texts])
-    return CorpusWalker(search, counting, "print")
+    return CorpusWalker(search, counting, "print", records)
 
 
 def test_a_query_walks_once_and_deeper_searches_begin_alike() -> None:
@@ -138,6 +150,119 @@ def test_a_query_walks_once_and_deeper_searches_begin_alike() -> None:
     assert [h.score for h in many[0]] == [1 / (i + 1) for i in range(len(many[0]))]
     assert all(isinstance(h, Hit) and h.docid.endswith("#0") for h in many[0])
     assert retriever.search([], 3) == [] and retriever.search([""], 3)[0]
+
+
+def test_hits_come_with_what_the_walk_cost() -> None:
+    retriever = walker()
+    (one,), (again, other) = retriever.search(["a"], 2), retriever.search(["a", "b c"], 9)
+    assert one.cost == again.cost and again.cost.rollouts == 6 and not again.cost.cut
+    assert again.cost.tokens + other.cost.tokens == retriever.engine.reader.tokens
+    (cut,) = walker(max_tokens=one.cost.tokens - 1).search(["a"], 9)
+    assert cut.cost.cut and cut.cost.tokens < one.cost.tokens and cut.cost.rollouts < 6
+
+
+QUERIES = [f"what is {i}" for i in range(5)]
+
+
+def die_at_the_fourth(store: str) -> None:
+    """Walks of the five queries, two at a time; kill -9 at the first look at the fourth."""
+
+    def logps(prompt: str, tokens: tuple[int, ...]) -> np.ndarray:
+        if QUERIES[3] in prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return drawn(prompt, tokens)
+
+    walker(logps, lambda: RecordStore(Path(store)), trees=2).search(QUERIES, 5)
+
+
+def test_a_killed_search_walks_again_only_for_what_had_not_finished(tmp_path) -> None:
+    asked: list[str] = []
+
+    def told(prompt: str, tokens: tuple[int, ...]) -> np.ndarray:
+        asked.append(prompt)
+        return drawn(prompt, tokens)
+
+    code = "import sys, test_freeson; test_freeson.die_at_the_fourth(sys.argv[1])"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/unit")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == -signal.SIGKILL
+    resumed = walker(told, lambda: RecordStore(tmp_path), trees=2).search(QUERIES, 5)
+    walked = {q for q in QUERIES if any(q in prompt for prompt in asked)}
+    assert walked and walked < {*QUERIES} and QUERIES[0] not in walked and QUERIES[4] in walked
+    fresh = walker(trees=2).search(QUERIES, 5)
+    assert resumed == fresh and [h.cost for h in resumed] == [h.cost for h in fresh]
+    asked.clear()
+    whole = walker(told, lambda: RecordStore(tmp_path)).search(QUERIES, 5)
+    assert whole == fresh and asked == [], "all of it is kept now"
+
+
+# -- what a walk costs its question ---------------------------------------------------------------
+
+
+def asking(question: Question) -> Steps:
+    """Three rounds of a walk each, and what they found."""
+    found: list[str] = []
+    try:
+        for i in range(3):
+            query = f"{question.text} {i}"
+            hits, _ = yield [Asked(query, 3), Asked(query, 9, unit="document")]
+            found += [h.docid for h in hits]
+    except BudgetSpent:
+        pass
+    return Outcome(docids=found)
+
+
+def ask_all(retriever: Any, *, most: int | None = None, **how: Any) -> Loop:
+    tools = Tools(FakeLLM(), retriever, search_tokens=retriever.engine.walk.max_tokens)
+    questions = [Question(f"q{i}", f"w{i}") for i in range(4)]
+    return run_loop(asking, questions, tools, budget=Budget(max_tokens=most), **how)
+
+
+def test_a_question_pays_for_each_of_its_walks_once() -> None:
+    retriever = walker()
+    loop = ask_all(retriever)
+    used = [a.counts.tokens_in for a in loop.answered]
+    assert sum(used) == retriever.engine.reader.tokens and min(used) > 0
+    rows = loop.effects.select(["qid", "request", "tokens_in", "result"]).to_pylist()
+    for row in rows:
+        if json.loads(row["request"])["unit"] == "document":
+            assert row["tokens_in"] == 0
+        else:
+            told = json.loads(row["result"])
+            assert told["tokens"] == row["tokens_in"] and told["rollouts"] == 6
+    again = ask_all(SimpleNamespace(fingerprint="print", engine=retriever.engine),
+                    replay=loop.effects)  # fmt: skip
+    assert again.answered == loop.answered and again.effects.equals(loop.effects)
+
+
+def test_a_walk_that_was_cut_is_the_questions_stop_reason() -> None:
+    whole, cut = ask_all(walker()), ask_all(walker(max_tokens=70))
+    assert {a.outcome.stop_reason for a in whole.answered} == {"fixed"}
+    assert {a.outcome.stop_reason for a in cut.answered} == {"budget_walk"}
+    assert all(a.counts.rounds == 3 and a.outcome.docids for a in cut.answered), "it goes on"
+
+
+@pytest.mark.parametrize("most", [0, 69, 70, 139, 100_000])
+def test_a_limit_of_tokens_holds_for_walks(most: int) -> None:
+    """A walk begins only where the most that it may take (70) fits."""
+    for a in ask_all(walker(max_tokens=70), most=most).answered:
+        assert a.counts.tokens_in <= most and (a.counts.rounds > 0) == (most >= 70)
+        spent = a.counts.rounds < 3
+        assert a.counts.tokens_in + 70 > most or not spent
+        assert a.outcome.stop_reason == ("budget_tokens" if not a.counts.rounds else "budget_walk")
+        assert spent or most > 139
+
+
+def test_limits_under_which_no_walk_would_begin_are_refused(small) -> None:
+    tools = Tools(open_generator(small.folder / "tiny"), open_index(small.index))
+    with pytest.raises(QuarryError, match="a prompt and one expansion may take"):
+        walking(tools, Walk(max_tokens=50), None, seed=1)
+    with pytest.raises(ValueError, match="no walk would begin: budget.max_tokens is 3000"):
+        params_of(freeson, budget={"max_tokens": 3000})
+    enough = params_of(freeson, budget={"max_tokens": 3000}, walk={"max_tokens": 1400})
+    assert enough.walk.max_tokens == 1400
 
 
 def test_several_texts_are_no_query_and_a_long_one_is_cut() -> None:

@@ -211,6 +211,52 @@ def test_a_tree_alone_is_the_tree_in_company(verify: int) -> None:
     assert [shape(t) for t in other] != together
 
 
+def test_a_tree_is_given_out_when_it_is_done_and_makes_room() -> None:
+    """With two at a time of five, the first is there before the last has begun."""
+    short, long = dict(simulations=2), dict(simulations=30)
+    how = dict(granularity=3, depth=6, trees=2)
+    search = searching(DOCS, hashed, **how, **long)
+    opened: list[int] = []
+    begin = search.reader.open
+    search.reader.open = lambda prompts, **room: (
+        opened.append(len(prompts)) or begin(prompts, **room)
+    )
+    given = [(i, sum(opened)) for i, _ in search.grow([f"q{i}" for i in range(5)])]
+    assert sorted(i for i, _ in given) == [0, 1, 2, 3, 4] and given[0][1] == 2 and given[-1][1] == 5
+    assert [i for i, _ in searching(DOCS, hashed, **how, **short).grow(["a"])] == [0]
+
+
+@pytest.mark.parametrize(("verify", "leaves"), [(0, 1), (12, 1), (12, 3)])
+def test_a_trees_tokens_are_those_that_the_model_read_for_it(verify: int, leaves: int) -> None:
+    how = dict(simulations=12, granularity=3, depth=6, verify_tokens=verify, leaves=leaves)
+    queries = [f"q{i} {'w ' * i}" for i in range(5)]
+    search = searching(DOCS, hashed, **how)
+    together = [t.tokens for t in search.run(queries)]
+    assert sum(together) == search.reader.tokens and len(set(together)) > 1
+    for query, tokens in zip(queries, together, strict=True):
+        (tree,) = (alone := searching(DOCS, hashed, **how)).run([query])
+        assert tree.tokens == tokens == alone.reader.tokens and not tree.cut
+
+
+@pytest.mark.parametrize("leaves", [1, 3])
+def test_a_tree_never_reads_more_than_its_tokens_and_says_that_it_was_cut(leaves: int) -> None:
+    how = dict(simulations=40, granularity=3, depth=6, verify_tokens=9, leaves=leaves)
+    (whole,) = searching(DOCS, hashed, **how).run(["q"])
+    prompt = len(walk_prompt("q").split())
+    least = prompt + searching(DOCS, hashed, **how).walk.expansion_tokens
+    seen = []
+    for most in range(least, whole.tokens + 60, 17):
+        (tree,) = searching(DOCS, hashed, max_tokens=most, **how).run(["q"])
+        assert prompt < tree.tokens <= most
+        assert tree.cut == (tree.simulations > 0 and not tree.root.closed)
+        if leaves == 1:  # of several the last round has fewer, and then others are looked at
+            assert {n.tokens for n in tree.nodes()} <= {n.tokens for n in whole.nodes()}
+        seen.append((tree.cut, tree.tokens))
+    assert seen[0][0] and len({n for _, n in seen}) > 3
+    (same,) = searching(DOCS, hashed, max_tokens=10 * whole.tokens, **how).run(["q"])
+    assert shape(same) == shape(whole) and not same.cut
+
+
 def test_trees_share_the_passes_of_the_model() -> None:
     how = dict(simulations=8, granularity=3, depth=6, stop_count=0)
     one = searching(DOCS, hashed, **how)

@@ -12,6 +12,10 @@ sub-query. An empty one ends the loop. As in the other loops the reader answers 
 found, so that methods differ by their evidence alone (the paper's answer is the end of the
 trace, which is our ``memory``).
 
+What a walk reads counts as the question's tokens; its rollouts stand beside them in the effect log.
+A walk that came to ``walk.max_tokens`` gives what it has found, and the question's stop reason is
+``budget_walk``. Under a limit of the question's tokens a walk begins only if its most would fit.
+
 Ours, for a small model: ``search_first`` searches with the question itself before the first
 thought, a sub-query that was asked before ends the loop, and ``context`` puts the question before
 the sub-query in what the walk is asked. With one search in all, and ``search_first``, it is
@@ -22,10 +26,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from stages.effects import LLM, BudgetSpent, Outcome, Question, Steps
 from stages.prompts import STOP
+from stages.records import RecordStore
 from stages.serve.asked import Library
 from stages.serve.reading import Reads, rank_together, read_last, searches, show
 from stages.serve.strategies.freeson_prompts import Found, read_thought, thought_prompt
@@ -46,6 +51,16 @@ class Params(Reads):
     inserted: PositiveInt = 1  # passages of a search that are put behind it; the reader sees all
     thought_tokens: PositiveInt = 48  # of a thought with its sub-query
     walk: Walk = Walk()
+
+    @model_validator(mode="after")
+    def _can_walk(self) -> "Params":
+        limit = self.budget.max_tokens
+        if limit is not None and limit < self.walk.max_tokens and self.max_search:
+            raise ValueError(
+                f"no walk would begin: budget.max_tokens is {limit}, and a walk may take "
+                f"walk.max_tokens, {self.walk.max_tokens}; make that smaller"
+            )
+        return self
 
 
 class Trace(NamedTuple):
@@ -121,4 +136,4 @@ def equip(tools: Tools, params: Params, scorer: Path | None) -> Tools:
     """
     from stages.serve.traverse.retriever import walking
 
-    return walking(tools, params.walk, scorer, seed=params.seed)
+    return walking(tools, params.walk, scorer, seed=params.seed, records=RecordStore)

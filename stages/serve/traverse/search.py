@@ -1,8 +1,9 @@
 """All trees in lock-step: one pass of the model per beam step, whatever trees there are.
 
 In a round every tree selects a leaf (or ``leaves`` of them), all are expanded together, valued
-together and backed up. A tree that has done its simulations makes room for the next. What a tree
-sees does not depend on the others: draws are seeded by its query and the prefix.
+together and backed up. A tree that has done its simulations, or has not the tokens for one more
+(``max_tokens``), is given out at once and makes room for the next. What a tree sees does not depend
+on the others: draws are seeded by its query and the prefix.
 
 A prefix that occurs once (``stop_count``) names its passage: it ends there, and ``verify_tokens``
 of the passage are read in one pass for its value, once per passage and query.
@@ -10,7 +11,7 @@ of the passage are read in one pass for its value, once per passage and query.
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -66,28 +67,30 @@ class Search:
 
     def run(self, queries: Sequence[str]) -> list[Tree]:
         """The finished tree of each query."""
-        began = time.perf_counter()
-        waiting = deque(
-            Tree(q, len(self.index.sa), self.walk.simulations, widen=self.walk.widen)
-            for q in queries
-        )
-        trees, active = list(waiting), []
+        return [tree for _, tree in sorted(self.grow(queries), key=lambda x: x[0])]
+
+    def grow(self, queries: Sequence[str]) -> Iterator[tuple[int, Tree]]:
+        """(position, finished tree) of each query, as they finish."""
+        waiting, active = deque(enumerate(queries)), {}
         while waiting or active:
-            new = [
-                waiting.popleft() for _ in range(min(self.walk.trees - len(active), len(waiting)))
-            ]
-            self._plant(new)
-            active += new
-            leaves = [(t, path) for t in active for path in self._select(t)]
+            began = time.perf_counter()
+            room = min(self.walk.trees - len(active), len(waiting))
+            new = {i: self._tree(query) for i, query in (waiting.popleft() for _ in range(room))}
+            self._plant(list(new.values()))
+            active |= new
+            leaves = [(t, path) for t in active.values() for path in self._select(t)]
             self._expand(leaves)
             growing = {id(t) for t, _ in leaves}
-            for tree in active:
-                if id(tree) not in growing:
-                    tree.prompt = None  # its keys and values
-            active = [t for t in active if id(t) in growing]
-        self.counts["searches"] += len(trees)
-        self.seconds["all"] += time.perf_counter() - began
-        return trees
+            done = [i for i, t in active.items() if id(t) not in growing]
+            self.counts["searches"] += len(done)
+            self.seconds["all"] += time.perf_counter() - began
+            for i in done:
+                tree = active.pop(i)
+                tree.prompt = None  # its keys and values
+                yield i, tree
+
+    def _tree(self, query: str) -> Tree:
+        return Tree(query, len(self.index.sa), self.walk.simulations, widen=self.walk.widen)
 
     def _plant(self, trees: Sequence[Tree]) -> None:
         """Read the prompts."""
@@ -97,10 +100,15 @@ class Search:
         )
         for tree, prompt in zip(trees, prompts, strict=True):
             tree.prompt, tree.root.logps = prompt, prompt.logps
+            tree.tokens = prompt.n
 
     def _select(self, tree: Tree) -> list[list[Node]]:
-        paths = []
-        while len(paths) < self.walk.leaves and (path := tree.select(self.walk.exploration)):
+        paths: list[list[Node]] = []
+        room = (self.walk.max_tokens - tree.tokens) // self.walk.expansion_tokens
+        tree.cut = room < 1 and tree.simulations > 0 and not tree.root.closed
+        while len(paths) < min(self.walk.leaves, room) and (
+            path := tree.select(self.walk.exploration)
+        ):
             paths.append(path)
         return paths
 
@@ -155,6 +163,8 @@ class Search:
             fresh, self._timed("model", self.reader.read, asks), strict=True
         ):
             beam.columns, beam.logps, beam.hidden = read.path, read.logps, read.hidden[-1]
+        for tree, _ in fresh:
+            tree.tokens += 1
         self.counts["steps"] += len(fresh)
         self.counts["passes"] += 1
 
@@ -204,8 +214,11 @@ class Search:
             )
             for (t, _), text, read in zip(todo.values(), texts, reads, strict=True)
         ]
-        for (tree, doc), value in zip(todo.values(), self.value(prefixes), strict=True):
+        for (tree, doc), text, value in zip(
+            todo.values(), texts, self.value(prefixes), strict=True
+        ):
             tree.passages[doc] = float(value)
+            tree.tokens += len(text)
         self.counts["passages"] += len(todo)
 
     def _timed(self, what: str, call: Any, *args: Any, **kwargs: Any) -> Any:

@@ -89,6 +89,8 @@ class Tree:
         self.prompt: Any = None  # with the keys and values of the tree
         self.root = Node((), 0, rows)
         self.passages: dict[int, float] = {}  # values of passages that were read
+        self.tokens = 0  # read for it
+        self.cut = False  # it has simulations left, and no tokens
 
     def select(self, exploration: float) -> list[Node] | None:
         """The path to a leaf that is to be expanded; None: none (now).

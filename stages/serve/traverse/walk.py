@@ -26,6 +26,14 @@ class Walk(Entry):
     # A prefix that names its passages is valued by them: so many tokens from their beginnings, read
     # in one pass. Ours; 0: by its own last token.
     verify_tokens: NonNegativeInt = 96
+    # Read for one query: its prompt, the tokens of its tree, passages. No tree of the values above
+    # comes near it; what a tree that is cut here has found is ranked.
+    max_tokens: PositiveInt = 16_384
     query_tokens: PositiveInt = 256  # of a query; a longer one is cut
     trees: PositiveInt = 16  # that grow together; no result depends on it
     leaves: PositiveInt = Field(1, le=64)  # of a tree that are expanded together; 1: as published
+
+    @property
+    def expansion_tokens(self) -> int:
+        """The most that one expansion reads."""
+        return self.width * (self.granularity + self.stop_count * self.verify_tokens)
