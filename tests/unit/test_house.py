@@ -106,13 +106,13 @@ def ask_help(room: str) -> tuple[str, float]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_help_teaches_and_answers_at_once(room: str) -> None:
-    """Under a second in every room (none imports torch for it), the best of three; CPU seconds,
+    """Under a second in every room (none imports torch for it), the best of five; CPU seconds,
     so that what else runs on the machine does not count."""
     said, seconds = ask_help(room)
     assert "entry" in said and "params.yaml" in said
     assert len(said.splitlines()) > 10, "help says what the room is for"
     took = [seconds]
-    while min(took) >= 1 and len(took) < 3:
+    while min(took) >= 1 and len(took) < 5:
         took.append(ask_help(room)[1])
     assert min(took) < 1, f"CPU seconds: {[round(s, 2) for s in took]}"
 
