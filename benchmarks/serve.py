@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from stages import params
 from stages.effects import Outcome, Question, Search, Steps
@@ -313,12 +314,10 @@ def closed_loop(path: str, args: argparse.Namespace, texts: list[str], name: str
 
 def fetched_ahead(url: str) -> dict[str, float]:
     """Counts of the indexes that fetch ahead, from /metrics; none: there is no such index."""
-    found = {}
-    for line in httpx.get(f"{url}/metrics", timeout=30).text.splitlines():
-        for what in ("hits", "misses", "copied_bytes", "missed_bytes", "budget_bytes"):
-            if line.startswith("quarry_prefetch{") and f'what="{what}"' in line:
-                found[what] = float(line.rpartition(" ")[2])
-    return found
+    wanted = ("hits", "misses", "copied_bytes", "missed_bytes", "budget_bytes")
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).text)
+    samples = [s for f in families for s in f.samples if s.name == "quarry_prefetch"]
+    return {s.labels["what"]: s.value for s in samples if s.labels["what"] in wanted}
 
 
 def empty_rate(url: str, path: str, bodies: list, clients: int, seconds: float) -> float:
