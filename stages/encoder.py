@@ -32,6 +32,7 @@ import transformers
 
 from stages.digest import digest
 from stages.errors import QuarryError
+from stages.lanes import open_lanes
 from stages.models import read_training
 from stages.records import RecordStore
 from stages.types import Encoder, Query, Role
@@ -127,7 +128,7 @@ class _Model:
 
     @functools.cached_property
     def _workers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.threads, "encoder", initializer=_one_torch_thread)
+        return open_lanes(self.threads, "encoder")
 
     def _read(
         self, tokens: Sequence[Sequence[int]], shape: tuple[int, int], pool: Forward
@@ -373,15 +374,4 @@ def _ahead(begun: Iterator[Future[Any]], n: int) -> Iterator[Future[Any]]:
         waiting.extend(itertools.islice(begun, 1))
 
 
-_starting = threading.Lock()
 _reading = threading.Lock()  # a tokenizer is for one thread at a time; encoders travel without it
-
-
-def _one_torch_thread() -> None:
-    """Torch on one thread in this thread, on as many as before in those that come later."""
-    with _starting:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)  # here, and where torch was not used yet
-        passing = threading.Thread(target=torch.set_num_threads, args=(before,))
-        passing.start()
-        passing.join()

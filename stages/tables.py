@@ -12,9 +12,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stages.errors import QuarryError
 
@@ -132,7 +131,9 @@ def check_table(t: pa.Table, kind: str, *, where: str) -> pa.Table:
             raise QuarryError(f"{where}: table {kind}, column '{name}' has an empty cell (null).")
     for field in schema:
         if pa.types.is_floating(field.type):
-            bad = pc.index(pc.is_nan(t[field.name]), True).as_py()
+            import pyarrow.compute as pc  # here, and not where --help waits for it
+
+            bad = pc.is_nan(t[field.name]).index(True).as_py()
             if bad >= 0:
                 raise QuarryError(
                     f"{where}: table {kind}, column '{field.name}' is NaN in row {bad}. "
@@ -170,6 +171,8 @@ def read_table(folder: Path, kind: str) -> pa.Table:
 
 
 def _read(path: Path, kind: str) -> pa.Table:
+    import pyarrow.parquet as pq
+
     try:
         t = pq.read_table(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as e:
@@ -180,7 +183,7 @@ def _read(path: Path, kind: str) -> pa.Table:
 def sort_table(t: pa.Table, kind: str) -> pa.Table:
     """``t`` in the contract's order; equal keys keep the order they came in."""
     keys = [(k, "ascending") for k in TABLES[kind].key]
-    return t.take(pc.sort_indices(t, sort_keys=keys)) if t.num_rows > 1 else t
+    return t.sort_by(keys) if t.num_rows > 1 else t
 
 
 def write_table(t: pa.Table, folder: Path, kind: str, *, shards: int = 1) -> Path:
@@ -190,11 +193,9 @@ def write_table(t: pa.Table, folder: Path, kind: str, *, shards: int = 1) -> Pat
     if shards == 1:
         return _write(t, path)
     (folder / kind).mkdir()
-    place = pa.array(
-        [_shard(key, shards) for key in t[TABLES[kind].key[0]].to_pylist()], pa.int64()
-    )
+    place = np.array([_shard(key, shards) for key in t[TABLES[kind].key[0]].to_pylist()], int)
     for i, shard in enumerate(_shard_paths(folder, kind, shards)):
-        _write(t.filter(pc.equal(place, i)).combine_chunks(), shard)
+        _write(t.filter(place == i).combine_chunks(), shard)
     return folder / kind
 
 
@@ -209,6 +210,8 @@ def _shard_paths(folder: Path, kind: str, shards: int) -> list[Path]:
 
 
 def _write(t: pa.Table, path: Path) -> Path:
+    import pyarrow.parquet as pq
+
     pq.write_table(
         t, path, compression="zstd", compression_level=3, row_group_size=ROW_GROUP,
         use_dictionary=False, write_statistics=True, store_schema=True, version="2.6",

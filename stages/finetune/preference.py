@@ -78,7 +78,7 @@ class Params(Entry):
     lora: Lora = Lora()
     save: Literal["merged", "adapter"] = "merged"  # adapter: small, needs its base model's folder
     seed: int
-    threads: PositiveInt = 1  # part of the result: sums differ
+    threads: PositiveInt = 1  # passes side by side; part of the result: sums differ
 
     @model_validator(mode="after")
     def _options_are_the_losss(self) -> "Params":
@@ -125,13 +125,13 @@ def _train(params: Params, inputs: Inputs, out: Path, all_: ranks.Ranks) -> dict
     began = time.perf_counter()
     cost = trainer.train(
         model, learn, goal, steps=params.steps, batch=params.batch, tokens=params.tokens,
-        lr=params.lr, warmup=params.warmup, seed=params.seed, checkpoint=checkpoint,
-        ranks=all_,
+        lr=params.lr, warmup=params.warmup, seed=params.seed, threads=params.threads,
+        checkpoint=checkpoint, ranks=all_,
     )  # fmt: skip
     if all_.rank > 0:
         return cost
     seconds = time.perf_counter() - began
-    quality = trainer.measure(model, dev, goal, tokens=params.tokens)
+    quality = trainer.measure(model, dev, goal, tokens=params.tokens, threads=params.threads)
     log.info("after training, on dev: %s", quality)
     _save(model, inputs.model, out, params)
     write_training(
@@ -183,7 +183,7 @@ def _items(
     )  # fmt: skip
     with RecordStore() as store, model.disable_adapter():
         reference = trainer.reference_log_probs(
-            model, encoded, fingerprint=fingerprint, store=store
+            model, encoded, fingerprint=fingerprint, store=store, threads=params.threads
         )
     items = [trainer.Item(*pair) for pair in zip(encoded, reference, strict=True)]
     return items, len(groups) - len(items)

@@ -115,7 +115,7 @@ def make(task: Task, folder: Path) -> dict[str, float]:
     questions = asked.pick_questions(read_table(corpus, "queries"), values.split, values.questions)
     tools = open_tools(task, values, method)
     library = open_library(task, values, tools)
-    # The first search loads its model: no question's time. Of a walk it is, and loads nothing.
+    # The first search loads its model, in no question's time; a retriever of walks has none.
     if tools.retriever and questions and not tools.search_tokens:
         tools.retriever.search([questions[0].text], 1)
     strategy = partial(method.strategy, params=values, library=library)

@@ -10,6 +10,7 @@ from http_worlds import wait_until
 from stages.asking import Asking
 from stages.effects import LLM, Choice, Outcome, Question, Search
 from stages.lm import LocalGenerator
+from stages.serve.http import searching
 from stages.serve.http.catalogue import Catalogue, read_entries
 from stages.serve.http.driving import Driver
 from stages.serve.http.generation import Desk
@@ -227,6 +228,21 @@ def test_searches_that_wait_together_are_one_call_and_a_bad_one_fails_alone():
         later[1].result(60)
     assert deeper.result(60) == [Hit("c#0", 1.0)]
     assert index.batches == [["first"], ["a", "bad", "b"], ["a"], ["bad"], ["b"], ["c"]]
+    searcher.close()
+
+
+def test_who_came_too_late_goes_with_those_who_are_answered_and_ask_again(monkeypatch):
+    monkeypatch.setattr(searching, "PATIENCE", 1e6)
+    index, searcher = Index(), Searcher()
+    tools = Tools(retriever=index)
+    first = searcher.submit(Search("first", 3), tools)
+    wait_until(lambda: index.batches == [["first"]], "the first search runs")
+    late = searcher.submit(Search("late", 3), tools)
+    index.gate.set()
+    assert first.result(60) == [Hit("first#0", 1.0)]
+    again = searcher.submit(Search("again", 3), tools)
+    assert (late.result(60), again.result(60)) == ([Hit("late#0", 1.0)], [Hit("again#0", 1.0)])
+    assert index.batches == [["first"], ["late", "again"]]
     searcher.close()
 
 

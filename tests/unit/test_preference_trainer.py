@@ -148,6 +148,26 @@ def test_many_packs_train_like_one_though_weights_differ() -> None:
     torch.testing.assert_close(one, many, rtol=0, atol=2e-5)
 
 
+def test_passes_side_by_side_train_like_one_after_another_and_always_alike() -> None:
+    alone, beside = trained(batch=4), [trained(batch=4, threads=3) for _ in range(2)]
+    torch.testing.assert_close(beside[0], alone, rtol=0, atol=2e-5)
+    assert torch.equal(*beside)
+    assert torch.equal(trained(batch=1, threads=3), trained(batch=1)), "a thread without a group"
+
+
+def test_what_is_measured_side_by_side_is_what_is_measured(tmp_path: Path) -> None:
+    its = items(tiny_llama(), GROUPS)
+    assert measure(tiny_llama(), its, GOAL, tokens=1, threads=3) == measure(
+        tiny_llama(), its, GOAL, tokens=1
+    )
+    with RecordStore(tmp_path) as store:
+        side_by_side = reference_log_probs(
+            tiny_llama(), encoded(GROUPS), fingerprint="f", store=store, threads=3
+        )
+    for ours, item in zip(side_by_side, its, strict=True):
+        assert torch.equal(ours.answers, item.reference.answers)
+
+
 def test_a_kind_of_weight_zero_is_as_if_it_was_not_there() -> None:
     mixed = [*GROUPS, group("Z", [" z", " y"], weight=0.0), group("A", [" z", " y"], weight=0.0)]
     torch.testing.assert_close(trained(mixed), trained(GROUPS), rtol=0, atol=0)
