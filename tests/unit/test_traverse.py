@@ -31,6 +31,17 @@ def test_uct_is_the_cards() -> None:
     assert uct([0.1, 0.2], [0, 0], 9.0) == [0.1, 0.2], "nothing was seen: no bonus"
 
 
+def test_visits_of_a_closed_child_count_among_all() -> None:
+    """.6 + .5 · sqrt(ln 37 / 7) = .959 and .35 + .5 · sqrt(ln 37 / 2) = 1.022; without the closed
+    child's 30 visits it would be .864 and .843."""
+    a, b, closed = (
+        Node((t,), 0, 1, visits=n, total=n * q)
+        for t, n, q in ((1, 6, 0.6), (2, 1, 0.35), (3, 30, 0.1))
+    )
+    closed.closed = True
+    assert best_child(Node((), 0, 9, children=[a, b, closed]), 0.5) is b
+
+
 def test_of_equal_children_the_likelier_and_then_the_smaller_is_chosen() -> None:
     a, b, c = (
         Node((t,), 0, 1, prior=p, visits=1, total=0.5) for t, p in ((3, -1.0), (2, -0.5), (1, -0.5))

@@ -24,7 +24,7 @@ from stages.walks import walk_prompt
 
 log = logging.getLogger(__name__)
 
-VERSION = "2"  # of what a search does; part of every key of its results
+VERSION = "3"  # of what a search does; part of every key of its results
 
 
 class HeadValue:

@@ -50,15 +50,17 @@ def uct(q: Sequence[float], visits: Sequence[int], exploration: float) -> list[f
 
 
 def best_child(node: Node, exploration: float) -> Node | None:
-    """The open child of largest UCT; ties: the larger prior, then the smaller tokens."""
-    children = [c for c in node.children if not c.closed and not c.under_way]
-    if not children:
-        return None
-    scores = uct([c.q for c in children], [c.visits for c in children], exploration)
-    ranked = zip(scores, children, strict=True)
-    return min(
-        ranked, key=lambda x: (-round(x[0], DIGITS), -round(x[1].prior, DIGITS), x[1].tokens)
-    )[1]
+    """The open child of largest UCT; ties: the larger prior, then the smaller tokens.
+
+    Visits of closed children count among all, as the formula has it.
+    """
+    scores = uct([c.q for c in node.children], [c.visits for c in node.children], exploration)
+    ranked = [
+        (-round(score, DIGITS), -round(c.prior, DIGITS), c.tokens, c)
+        for score, c in zip(scores, node.children, strict=True)
+        if not c.closed and not c.under_way
+    ]
+    return min(ranked, key=lambda x: x[:3])[3] if ranked else None
 
 
 def back_up(path: Sequence[Node], value: float) -> None:
