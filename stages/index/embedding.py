@@ -68,7 +68,8 @@ def encoder_of(index: Index, folder: Path | None) -> DenseEncoder | SparseEncode
     if encoder.fingerprint != made["fingerprint"]:
         raise QuarryError(
             f"index '{index.path.name}' was built with {made['name']} (d={made['dim']}); the "
-            f"encoder is {encoder.name} (d={encoder.dim}, other fingerprint). "
-            f"Rebuild with dvc repro index@{index.path.name}."
+            f"encoder is {encoder.name} (d={encoder.dim}, other fingerprint). Say encoder: "
+            f"{made['name']} in the entry that searches it, or model: {encoder.name} in the "
+            f"index's."
         )
     return encoder

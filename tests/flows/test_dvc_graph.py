@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from diamond import DIAMOND
 from dvc.dependency import param
 
@@ -53,6 +54,22 @@ def test_a_misspelt_target_and_a_folder_without_dvc_are_named(project, tmp_path,
 def test_dvcs_own_errors_are_told_as_ours(project):
     project.write(step={"a": {"reads": "b"}, "b": {"reads": "a"}})
     with pytest.raises(QuarryError, match="both a dependency and an output"):
+        dvc.graph()
+
+
+def test_a_misspelt_key_or_block_is_told_in_terms_of_params(project):
+    """DVC names dvc.yaml, which the user did not write."""
+    project.write(step=DIAMOND)
+    written = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(written.replace("reads:", "raeds:", 1))
+    with pytest.raises(QuarryError) as error:
+        dvc.graph()
+    entry = next(iter(yaml.safe_load(written)["step"]))
+    assert str(error.value).startswith(
+        f"params.yaml: step.{entry} has no key 'reads'. Is it there as 'raeds'? Keys there: "
+    )
+    Path("params.yaml").write_text(written.replace("step:", "stpe:", 1))
+    with pytest.raises(QuarryError, match=r"^params.yaml: no block 'step'. Add it, with one entry"):
         dvc.graph()
 
 

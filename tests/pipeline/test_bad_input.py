@@ -53,7 +53,8 @@ def test_an_index_is_not_searched_with_another_encoder() -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "quarry: index 'dense' was built with tiny (d=32); the encoder is retrained (d=32, other "
-        "fingerprint). Rebuild with dvc repro index@dense."
+        "fingerprint). Say encoder: tiny in the entry that searches it, or model: retrained in the "
+        "index's."
     )
     assert "Traceback" not in done.stderr
     assert files(Path("data/runs")) == [] and list(Path("data/runs").glob("*/*")) == []

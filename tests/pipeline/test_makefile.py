@@ -38,3 +38,11 @@ def test_python_keeps_what_it_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "False\n"
+
+
+def test_a_benchmark_that_is_not_there_is_named_with_those_that_are() -> None:
+    done = subprocess.run(
+        ["make", "bench", "NAME=fusion"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "no benchmark 'fusion'; there are: bm25 " in done.stderr and " fuse " in done.stderr
