@@ -2,7 +2,9 @@
 
 import random
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from facts_worlds import WordVectors, facts_of
 from hypothesis import given, settings
@@ -14,7 +16,8 @@ from strategy_worlds import LOOPS, library_of, name_of, params_of
 from stages.digest import uniform
 from stages.effects import Question
 from stages.loop import Budget, run_loop
-from stages.serve.strategies import freeson, hyde
+from stages.serve.strategies import adaptive_note, freeson, hyde, kirag, rar2, rfm_rag
+from stages.tables import table
 from stages.tools import Tools
 from stages.types import Generation
 
@@ -22,7 +25,11 @@ N = 30  # passages
 TEXTS = {f"d{i}": (AWKWARD[-i % len(AWKWARD)], AWKWARD[i % len(AWKWARD)]) for i in range(N)}
 FACTS = {f"{name}#0": [(title, "says", text)] * (n % 3) for n, (name, (title, text)) in
          enumerate(TEXTS.items())}  # fmt: skip
-LIBRARY = library_of(TEXTS, FakeLLM().count_tokens, facts=facts_of(FACTS))
+TRIPLES = table("triples", [
+    dict(docid=docid, seq=i, subj=s, rel=r, obj=o, text_hash="")
+    for docid, own in FACTS.items() for i, (s, r, o) in enumerate(own)
+])  # fmt: skip
+LIBRARY = library_of(TEXTS, FakeLLM().count_tokens, facts=facts_of(FACTS), triples=TRIPLES)
 SAID = (
     "", " ", ".", "?", "Who? Where? Who?", "A was b. And c", "So the answer is 7.",
     "The answer is: it moved to the U.S. in 1903.", "I do not know", *AWKWARD,
@@ -31,7 +38,34 @@ STOPS = {
     "fixed", "judge", "no_query", "converged", "empty_gen", "end_of_text", "answer_marker", "error",
     "fails", "no_hits", "budget_rounds", "budget_docs", "budget_llm_calls", "budget_tokens",
 }  # fmt: skip
-every = pytest.mark.parametrize("method", LOOPS, ids=name_of)
+
+
+def variant(method, **values):
+    """A strategy with other values than its own: what the studies run."""
+    return SimpleNamespace(
+        __name__=f"{method.__name__} {'-'.join(values.values())}", strategy=method.strategy,
+        Params=lambda **given: method.Params(**(given | {"strategy": name_of(method)} | values)),
+    )  # fmt: skip
+
+
+VARIANTS = (
+    variant(adaptive_note, writer="extractive", compare="margin"),
+    variant(kirag, constructor="llm_choice"),
+    variant(kirag, constructor="aligner"),
+    variant(rar2, mode="parallel", fuse="rrf"),
+    variant(rar2, mode="iterative"),
+    variant(rfm_rag, mode="symbolic", distil="offline", judge="cross_encoder", triples="t"),
+)
+every = pytest.mark.parametrize("method", [*LOOPS, *VARIANTS], ids=name_of)
+
+
+class Judge:
+    """Scores of pairs, by their texts."""
+
+    fingerprint = "judge"
+
+    def score(self, pairs):
+        return np.array([uniform(*pair) for pair in pairs], dtype=np.float32)
 
 
 def speak(prompt: str) -> str:
@@ -56,7 +90,9 @@ class Nothing(FakeSearch):
 def serve(method, questions, tools=None, *, values=None, **how):
     params = params_of(method, **{"prompt_tokens": 600, **(values or {})})
     strategy = partial(method.strategy, params=params, library=LIBRARY)
-    tools = (tools or Tools(FakeLLM(speak), FakeSearch(N)))._replace(encoder=WordVectors())
+    tools = (tools or Tools(FakeLLM(speak), FakeSearch(N)))._replace(
+        encoder=WordVectors(), reranker=Judge()
+    )
     return run_loop(strategy, questions, tools, **how)
 
 
@@ -75,6 +111,14 @@ def test_lock_step_is_one_by_one_in_any_order(method, max_active) -> None:
     assert not any(a.error for a in loop.answered)
     assert {a.outcome.stop_reason for a in loop.answered} <= STOPS
     assert len({a.outcome.answer for a in loop.answered}) > 3
+
+
+@every
+def test_sixty_four_questions_need_a_fifth_of_the_batches(method) -> None:
+    """Batches of generations and choices against the calls of one at a time."""
+    loop = serve(method, many(64), max_active=64)
+    calls = sum(a.counts.llm_calls for a in loop.answered)
+    assert calls >= 5 * sum(t.n_batches for t in loop.ticks if t.kind in ("LLM", "Choice"))
 
 
 @pytest.mark.parametrize("method", [m for m in LOOPS if m is not freeson], ids=name_of)

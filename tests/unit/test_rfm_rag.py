@@ -527,3 +527,12 @@ def test_scores_are_asked_of_the_judge_in_one_batch_a_tick() -> None:
     assert sum(t.n_unique for t in loop.ticks if t.kind == "Score") == 3, (
         "equal questions, one call"
     )
+
+
+@pytest.mark.parametrize("question", [
+    "Which film was published most recently, Pirate's Cove or Catan?",
+    "Which is the oldest, The Private Life of Plants or Marx Reloaded?",
+    "Who is the director of the film that won in 1990?",
+])  # fmt: skip
+def test_a_part_of_a_sentence_is_no_name(question: str) -> None:
+    assert read_question(question).triples == []

@@ -76,6 +76,8 @@ _PLAIN = re.compile(r"(?:who|what|which [a-z ]+?) (?:is|was|are|were) (.+)", re.
 # Inside a phrase no relation begins with a capital: of "the Lord of the Rings" nothing is peeled.
 _NESTED = re.compile(r"(?:the )?(?!the )([a-z].*?) of (.+)")
 _OUTERMOST = re.compile(r"the (\w.*?) of (.+)")
+# A part of a sentence, not a name: what a form has cut out of a question that it does not fit.
+_NO_NAME = re.compile(r",|\b(?:or|that|which|who|whose|where|when)\b", re.IGNORECASE)
 
 
 class Reading(NamedTuple):
@@ -87,6 +89,12 @@ class Reading(NamedTuple):
 
 def read_question(text: str) -> Reading:
     """The triples of a question whose form is known; none of another."""
+    reading = _read(text)
+    names = [fact.subj for fact in reading.triples if not fact.subj.startswith("?")]
+    return Reading([]) if any(map(_NO_NAME.search, names)) else reading
+
+
+def _read(text: str) -> Reading:
     asked = " ".join(text.split()).rstrip("?. ")
     for pattern, rel, rule in _COMPARED:
         if found := pattern.fullmatch(asked):
