@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from encoders import tiny_bert
 from ingest_corpora import write_lines
 from rooms import files, run_room, write_params
+from safetensors.torch import load_file, save_file
 from strategies import write_corpus
 
 from stages.tables import read_table, table, write_table
@@ -60,6 +64,37 @@ def test_an_index_is_not_searched_with_another_encoder() -> None:
     assert files(Path("data/runs")) == [] and list(Path("data/runs").glob("*/*")) == []
     run_room("serve", "same")
     assert files(Path("data/runs"))
+
+
+def test_weights_that_give_nan_build_no_index() -> None:
+    model, corpus = Path("data/finetune/tiny"), Path("data/ingest/c")
+    tiny_bert(model)
+    weights = load_file(model / "model.safetensors")
+    save_file({n: w * torch.nan for n, w in weights.items()}, model / "model.safetensors")
+    write_corpus(corpus, "amber", "birch")
+    write_params(
+        index={"dense": {"kind": "flat", "corpus": "c", "model": "tiny", "centroids": "none",
+                         "triples": "none"}}
+    )  # fmt: skip
+    done = stage("index", "dense")
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("quarry: encoder 'tiny': the vector of document '")
+    assert said.endswith(
+        "has NaN or infinity. Its weights are damaged: make the model again (dvc repro -f "
+        "finetune@tiny), with a smaller learning rate if it was trained."
+    )
+    assert not Path("data/index").exists() or files(Path("data/index")) == []
+
+
+def test_parquet_of_another_schema_is_named_with_what_was_expected() -> None:
+    pq.write_table(pa.table({"key": ["a"], "body": ["amber"]}), "in.parquet")
+    write_params(ingest={"notes": {"source": "parquet", "path": "in.parquet"}})
+    done = stage("ingest", "notes")
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("quarry: in.parquet:") and "key, body" in said, said
+    assert not Path("data/ingest").exists() or files(Path("data/ingest")) == []
 
 
 HUGE = json.dumps({"id": "huge", "text": "x" * 10_000_000}).encode()

@@ -1,7 +1,8 @@
 """Adaptive-Note's prompts and what is read from the replies.
 
 The five of the paper in the form of ``stages.prompts``: two demonstrations, plain text, a reply
-that ends with its line. The wording is ours; inputs and what is asked for are the paper's.
+that ends with its line. The wording is ours, and shorter; inputs are the paper's. Of the four
+criteria by which its reviewer compares notes one is asked for: whether a new fact helps.
 """
 
 import json
