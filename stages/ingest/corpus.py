@@ -171,6 +171,11 @@ def build_corpus(
         tallies["documents"].read, tallies["queries"].read, len(rejects),
         f"; {near} near-duplicates {SAID[deduping['mode']]}" if near else "",
     )  # fmt: skip
+    if not documents.num_rows:
+        log.warning(
+            "%s: there is no document in it, so all that is made from it will be empty. Look at "
+            "path in this entry of params.yaml.", where,
+        )  # fmt: skip
     stats["passages"] = {"made": passages.num_rows}
     stats["queries"]["splits"] = dict(sorted(Counter(queries["split"].to_pylist()).items()))
     asked = Asked(queries, qrels, documents["docid"], compared_texts(documents))

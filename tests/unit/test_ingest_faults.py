@@ -150,14 +150,21 @@ def test_a_share_that_is_given_is_strict(tmp_path: Path) -> None:
     assert ingest("jsonl", path, tmp_path / "r", quarantine_max=1 / 21).stats["documents"]["kept"]
 
 
-def test_an_empty_corpus_and_a_corpus_of_one_document_are_ordinary(tmp_path: Path) -> None:
+def test_an_empty_corpus_and_a_corpus_of_one_document_are_ordinary(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing to read is no error: documents may come. It is said, with where to look."""
     (tmp_path / "none.jsonl").write_bytes(b"")
     corpus = ingest("jsonl", tmp_path / "none.jsonl", tmp_path / "r", chunk={"mode": "cdc"})
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "there is no document in it" in said and "Look at path" in said
+    caplog.clear()
     assert {k: t.num_rows for k, t in corpus.tables.items()} == {
         "documents": 0, "passages": 0, "queries": 0, "qrels": 0, "quarantine": 0,
     }  # fmt: skip
     path = write_lines(tmp_path / "one.jsonl", GOOD[:1])
     assert column(ingest("jsonl", path, tmp_path / "r"), "passages", "docid") == ["g0#0"]
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize(
