@@ -114,7 +114,8 @@ def test_another_encoder_is_refused(tmp_path, store) -> None:
         open_index(made.path, cls)
     assert str(refused.value) == (
         "index 'flat' was built with minilm (d=384); the encoder is e5 (d=384, other "
-        "fingerprint). Rebuild with dvc repro index@flat."
+        "fingerprint). Say encoder: minilm in the entry that searches it, or model: e5 in the "
+        "index's."
     )
     with pytest.raises(QuarryError, match="no encoder was given. Say encoder: minilm"):
         open_index(made.path)
