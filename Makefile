@@ -77,7 +77,7 @@ $(VENV)/.ray: pyproject.toml constraints.txt $(VENV)/.packages
 lint: setup  ## ruff: rules and format
 	@ruff check . && ruff format --check .
 
-BENCHMARKS := $(filter-out __init__ harness,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
+BENCHMARKS := $(filter-out harness,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 $(if $(filter-out $(BENCHMARKS),$(NAME)),$(error no benchmark '$(NAME)'; there are: $(BENCHMARKS)))
 endif

@@ -13,7 +13,6 @@ and the status still says that all is up to date.
 
 import argparse
 import contextlib
-import difflib
 import hashlib
 import json
 import logging
@@ -127,10 +126,8 @@ def _lacking(said: str) -> str | None:
         there = list(params.entry_values(room, entry, study=study))
     except QuarryError as e:
         return str(e)
-    near = difflib.get_close_matches(name, there, n=1)
-    hint = f" Is it there as '{near[0]}'?" if near else ""
     return (
-        f"params.yaml: {'studies.' if study else ''}{room}.{entry} has no key '{name}'.{hint} "
+        f"params.yaml: {'studies.' if study else ''}{room}.{entry} has no key '{name}'. "
         f"Keys there: {', '.join(there) or 'none'}."
     )
 

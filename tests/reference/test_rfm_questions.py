@@ -1,4 +1,4 @@
-"""How many real questions the rules of RFM-RAG's reading know: what docs/loops.md says."""
+"""How many real questions the rules of RFM-RAG's reading know: what docs/methods.md says."""
 
 import json
 from pathlib import Path

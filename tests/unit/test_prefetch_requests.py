@@ -1,8 +1,6 @@
 """Requests that share an engine: whose window closes, what stays, what is read once."""
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from test_prefetch_engine import LAND, PATIENCE, Gate, build, settle
 
 from stages.errors import QuarryError
 from stages.serve.prefetch.engine import open_engine
-from stages.serve.prefetch.version import _Vectors
 
 
 @pytest.fixture(scope="module")
@@ -141,46 +138,3 @@ def test_vectors_are_those_of_the_search_and_a_closed_engine_has_none(open_it) -
     engine.close()
     with pytest.raises(QuarryError, match="closed"):
         engine.vectors(["volcano"])
-
-
-class Slow:
-    """An encoder that waits for a sign, and has as many errors as it is told."""
-
-    dim = 2
-
-    def __init__(self, errors: int) -> None:
-        self.go, self.errors, self.read = threading.Event(), errors, []
-
-    def encode(self, texts, role):
-        self.read += texts
-        assert self.go.wait(PATIENCE)
-        self.errors -= 1
-        if self.errors >= 0:
-            raise MemoryError
-        return np.array([[len(t), 1.0] for t in texts], dtype=np.float32)
-
-
-def test_threads_that_ask_for_one_query_encode_it_once_and_others_do_not_wait() -> None:
-    encoder = Slow(errors=0)
-    vectors = _Vectors(encoder)
-    with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(vectors.encode, q) for q in (["a", "bb"], ["bb"], ["ccc"])]
-        while len(encoder.read) < 3:
-            assert not any(one.done() for one in asked)
-        encoder.go.set()
-        found = [one.result(PATIENCE)[:, 0].tolist() for one in asked]
-    assert found == [[1, 2], [2], [3]] and sorted(encoder.read) == ["a", "bb", "ccc"]
-
-
-def test_an_error_is_of_the_thread_that_met_it_and_is_not_kept() -> None:
-    encoder = Slow(errors=1)
-    vectors = _Vectors(encoder)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(vectors.encode, ["a"])
-        while not encoder.read:
-            pass
-        second = pool.submit(vectors.encode, ["a"])
-        encoder.go.set()
-        assert isinstance(first.exception(PATIENCE), MemoryError)
-        assert second.result(PATIENCE).tolist() == [[1, 1]]
-    assert encoder.read == ["a", "a"]

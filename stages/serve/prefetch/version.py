@@ -8,7 +8,6 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -131,42 +130,24 @@ class Version:
 
 
 class _Vectors:
-    """Query vectors, each encoded once, also where several threads ask for one at a time."""
+    """Query vectors, each encoded once; one call at a time, which the encoder's threads share."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder, self._lock = encoder, threading.Lock()
-        self._kept: OrderedDict[Query, Future[Floats]] = OrderedDict()
+        self._kept: OrderedDict[Query, Floats] = OrderedDict()
 
     def encode(self, queries: Sequence[Query]) -> Floats:
         """(q, d); row i depends on queries[i] alone."""
         with self._lock:
             new = [q for q in dict.fromkeys(queries) if q not in self._kept]
-            self._kept |= {q: Future() for q in new}
-            vectors = [self._kept[q] for q in queries]
+            made = dict(zip(new, encode_queries(self._encoder, new), strict=True)) if new else {}
+            vectors = np.array([made[q] if q in made else self._kept[q] for q in queries])
             for q in queries:
+                self._kept[q] = made[q] if q in made else self._kept[q]
                 self._kept.move_to_end(q)
             while len(self._kept) > VECTORS:
                 self._kept.popitem(last=False)
-        if new:
-            self._make(new, dict(zip(queries, vectors, strict=True)))
-        try:
-            return np.array([vector.result() for vector in vectors])
-        except Exception:  # of another thread, which keeps nothing: now it is this one's turn
-            return self.encode(queries)
-
-    def _make(self, new: list[Query], vectors: dict[Query, "Future[Floats]"]) -> None:
-        """Give them their values, or their error, which is not kept."""
-        try:
-            made = encode_queries(self._encoder, new)
-        except BaseException as error:
-            with self._lock:
-                for q in new:
-                    self._kept.pop(q, None)
-            for q in new:
-                vectors[q].set_exception(error)
-            raise
-        for q, row in zip(new, made, strict=True):
-            vectors[q].set_result(row)
+        return vectors
 
     def forget(self) -> None:
         """The next query is encoded, whichever it is."""
