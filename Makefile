@@ -90,6 +90,9 @@ $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.packages
 	@$(PIP) $(PINNED) -e ".[test,bench]" | $(COUNT)
 	@touch $@
 
+study: setup  ## one study and what it needs (NAME=world; without it, their names)
+	@python -m flows.study $(NAME)
+
 models-large: setup  ## opt-in: a 1.5B generator (1.1 GB), see docs/models.md
 	@python tools/models_large.py
 
@@ -100,4 +103,4 @@ clean:  ## remove what stages wrote and the environment; the DVC cache and recor
 	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .quarry/prefect .quarry/report .quarry/timings .quarry/checkpoints
 	@git clean -qfdX data
 
-.PHONY: help setup run ui retrain deploy test test-slow test-s3 test-ray lint bench models-large llm clean
+.PHONY: help setup run ui retrain deploy test test-slow test-s3 test-ray lint bench study models-large llm clean

@@ -82,7 +82,7 @@ def tiny(tmp_path_factory) -> Lockstep:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Lockstep:
-    short = {"asked": ASKED[:3], "prompt_tokens": 400, "max_tokens": 6}
+    short = {"prompt_tokens": 400, "max_tokens": 6}
     return Lockstep(tmp_path_factory.mktemp("real"), smollm2(), **short)
 
 
@@ -108,7 +108,7 @@ def test_any_batch_and_any_order_give_what_all_at_once_gives(tiny, name, batch, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "at_once"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("batch", "at_once"), BATCHES, ids=[str(b) for b, _ in BATCHES])
 @pytest.mark.parametrize("name", METHODS)
 def test_so_it_is_with_smollm2(real, name, batch, at_once) -> None:
     loop = assert_equal_in(real, name, batch, at_once)

@@ -7,6 +7,6 @@ there (the index of kind suffixes says which). A value is what the head on the m
 state makes of a prefix, or without a head how likely the model finds it.
 
 Reading order: walk.py (the values of a walk), tree.py (nodes, UCT, back-propagation, ranking),
-beam.py (stochastic beam search), search.py (all trees in lock-step), retriever.py (the search as
-a ``Retriever``).
+beam.py (stochastic beam search), search.py (all trees in lock-step), seal.py (the other ranking),
+retriever.py (the search as a ``Retriever``).
 """

@@ -14,6 +14,7 @@ from stages.errors import QuarryError
 from stages.lm import LocalGenerator
 from stages.prompts import cut_passages
 from stages.records import RecordStore
+from stages.serve.traverse import seal
 from stages.serve.traverse.search import Likelihood, Prefix, Search
 from stages.serve.traverse.tree import Tree, rank
 from stages.serve.traverse.walk import Walk
@@ -95,7 +96,9 @@ class CorpusWalker:
 
     def _hits(self, tree: Tree) -> Walked:
         index, walk = self.engine.index, self.engine.walk
-        ranked = rank(tree, lambda n: index.docs(n.left, n.right, walk.max_occ), walk.max_occ)
+        ranked = seal.rank(tree, index) if walk.doc_score == "seal" else []
+        if not ranked:  # or no prefix has a weight
+            ranked = rank(tree, lambda n: index.docs(n.left, n.right, walk.max_occ), walk.max_occ)
         hits = (Hit(index.docids[doc], 1 / place) for place, (doc, _) in enumerate(ranked, 1))
         return Walked(hits, Cost(tree.tokens, walk.simulations - tree.simulations, tree.cut))
 

@@ -1,5 +1,7 @@
 """The values of a search by walking: the paper's where it gives them."""
 
+from typing import Literal
+
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from stages.params import Entry
@@ -18,6 +20,9 @@ class Walk(Entry):
         1  # occurrences at which a prefix names its passages, and ends; ours
     )
     max_occ: PositiveInt = 50  # occurrences at which a prefix still speaks for its passages; ours
+    # What a passage is ranked by: the best mean value of a node that speaks for it (ours, the paper
+    # is silent), or SEAL's weights of all prefixes of the tree (``seal.py``).
+    doc_score: Literal["maxq", "seal"] = "maxq"
     candidates: PositiveInt = 256  # likeliest tokens that are looked up where very many may follow
     # A node gets M more children once it has N >= widen · children^2 visits, or when all that it
     # has are terminal (progressive widening: Coulom, 2007). Ours; 0: never, as published: then in a
