@@ -3,7 +3,8 @@
 An evaluation reads the folder of its corpus's runs, so ``dvc repro studies/dvc.yaml:evaluate@NAME``
 makes every run over that corpus first, those that need a server too. Here the runs that the entry
 names are followed instead, and DVC makes each stage alone, in order (``dvc repro -s``): it skips
-what did not change, and a study that was stopped goes on.
+what did not change, and a study that was stopped goes on. The evaluation itself, seconds, is made
+again whenever any run of its corpus is new.
 """
 
 import argparse
@@ -50,9 +51,9 @@ def plan(name: str) -> list[str]:
     """
     params.entry_values("evaluate", name, study=True)
     runs = {
-        f"{FILE}:{room}@{entry}": params.entry_values(room, entry, study=True).get("runs", [])
+        f"{FILE}:{room}@{entry}": values.get("runs", [])
         for room in ("fuse", "evaluate")
-        for entry in params.entries(room, study=True)
+        for entry, values in params.entries(room, study=True).items()
     }
     return needed(f"{FILE}:evaluate@{name}", dvc.graph([FILE]), runs)
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from flows import dvc, study
 from flows.dvc import Stage
@@ -58,6 +59,55 @@ def test_every_study_has_a_plan_in_which_no_stage_waits_for_a_later_one(name, st
     served = {s.partition("serve@")[2] for s in planned}
     fused = {s.partition("fuse@")[2] for s in planned}
     assert set(values["runs"]) <= served | fused
+
+
+RUN = """
+import sys
+from pathlib import Path
+
+name, out = sys.argv[1:]
+if Path(f"broken-{name}").exists():
+    sys.exit(f"{name} is broken")
+with open("calls", "a") as log:
+    log.write(f"{name} ")
+Path(out).mkdir(parents=True)
+Path(out, "text").write_text(name)
+"""
+
+
+def test_a_study_that_failed_goes_on_and_another_run_of_its_corpus_is_never_made(project) -> None:
+    def block(room: str, dep: str, out: str) -> dict:
+        cmd = f"python run.py ${{key}} {out}"
+        do = {"wdir": "..", "cmd": cmd, "deps": ["run.py", dep], "outs": [out]}
+        return {"foreach": f"${{studies.{room}}}", "do": do}
+
+    rooms = {
+        "serve": {key: {} for key in "abx"},
+        "fuse": {},
+        "evaluate": {"e": {"runs": ["a", "b"]}},
+    }
+    stages = {
+        "serve": block("serve", "data/none", f"{RUNS}/c/${{key}}"),
+        "evaluate": block("evaluate", f"{RUNS}/c", "data/studies/evaluate/${key}"),
+    }
+    files = {"params.yaml": {"studies": rooms}, "dvc.yaml": {"stages": {}}}
+    files["studies/dvc.yaml"] = {"vars": ["../params.yaml"], "stages": stages}
+    for path, what in files.items():
+        (project.folder / path).write_text(yaml.safe_dump(what))
+    (project.folder / "run.py").write_text(RUN)
+    for broken in "xb":
+        (project.folder / f"broken-{broken}").touch()
+
+    def calls() -> str:
+        made = (project.folder / "calls").read_text()
+        (project.folder / "calls").write_text("")
+        return made.strip()
+
+    assert study.main(["e"]) != 0 and calls() == "a"
+    (project.folder / "broken-b").unlink()
+    assert study.main(["e"]) == 0 and calls() == "b e"
+    assert study.main(["e"]) == 0 and calls() == ""
+    assert study.main(["e", "--plan"]) == 0 and study.main(["no"]) == 2 and calls() == ""
 
 
 def test_a_misspelt_study_is_told_its_near_match() -> None:

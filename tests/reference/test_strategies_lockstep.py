@@ -26,7 +26,11 @@ from stages.serve.traverse.walk import Walk
 from stages.tools import Tools
 
 # The second question, the fourth ... have options.
-ASKED = [pair[i % 2] for i, pair in enumerate(zip(QUESTIONS, CHOICES, strict=True))][:5]
+ALTERNATING = [pair[i % 2] for i, pair in enumerate(zip(QUESTIONS, CHOICES, strict=True))]
+ASKED = ALTERNATING[:5]
+SIXTEEN = ALTERNATING + [
+    q._replace(qid=f"{q.qid}'s river", text=f"What flows through {q.qid}?") for q in QUESTIONS[:7]
+]
 SHORT = {  # two rounds or three, and few words: the sums over all of this are minutes else
     "adaptive_note": {"steps": 1, "note_tokens": 32, "proposal_tokens": 16},
     "flare": {"sentences": 2, "sentence_tokens": 32},
@@ -37,8 +41,8 @@ SHORT = {  # two rounds or three, and few words: the sums over all of this are m
     "kirag": {"rounds": 2, "choices": 8, "item_tokens": 24},
     "subquestions": {"subquestion_tokens": 48},
 }
-WALKS = "freeson that walks"
-METHODS = {name_of(m): m for m in LOOPS} | {WALKS: freeson}
+WALKS, SEAL = "freeson that walks", "freeson that walks, ranked by SEAL's scores"
+METHODS = {name_of(m): m for m in LOOPS} | {WALKS: freeson, SEAL: freeson}
 BATCHES = [(1, 1), (4, 3), (16, 64)]  # requests of a call, questions at once
 WALK = Walk(simulations=3, granularity=3, depth=3, verify_tokens=8)
 
@@ -62,10 +66,11 @@ class Lockstep:
 
     def tools(self, name: str) -> Tools:
         """Tools that remember no walk."""
-        if name != WALKS:
+        if name not in (WALKS, SEAL):
             return self.world.tools
         tools = self.world.tools._replace(retriever=open_index(self.suffixes))
-        return walking(tools, WALK, None, seed=13)
+        walk = WALK.model_copy(update={"doc_score": "seal" if name == SEAL else "maxq"})
+        return walking(tools, walk, None, seed=13)
 
     def serve(self, name: str, **how: Any) -> Loop:
         method: ModuleType = METHODS[name]
@@ -105,6 +110,27 @@ def test_any_batch_and_any_order_give_what_all_at_once_gives(tiny, name, batch, 
     assert {LLM.__name__, Choice.__name__} <= kinds, "texts and options are compared"
     sizes = [t.n_unique / t.n_batches for t in loop.ticks if t.n_batches]
     assert max(sizes) <= batch and (max(sizes) > 1 or batch == 1)
+
+
+def assert_equal_among_sixteen(lockstep: Lockstep, name: str) -> None:
+    expected = lockstep.expected(name)
+    loop = lockstep.serve(name, questions=SIXTEEN, batch=16)
+    own = {q.qid for q in lockstep.asked}
+    assert [a for a in loop.answered if a.qid in own] == expected.answered
+    among = [qid in own for qid in loop.effects["qid"].to_pylist()]
+    assert loop.effects.filter(among).equals(expected.effects)
+    assert max(t.n_unique / t.n_batches for t in loop.ticks if t.n_batches) == 16
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_full_batch_of_sixteen_questions_gives_what_five_give(tiny, name) -> None:
+    assert_equal_among_sixteen(tiny, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_so_does_one_with_smollm2(real, name) -> None:
+    assert_equal_among_sixteen(real, name)
 
 
 @pytest.mark.slow

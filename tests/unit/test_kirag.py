@@ -432,6 +432,14 @@ def test_what_is_known_only_grows() -> None:
     assert max(len(json.loads(a.outcome.memory)["rounds"]) for a in loop.answered) == 4
 
 
+def test_a_passage_once_found_stays_with_its_best_score() -> None:
+    found = Retrieved({}, {})
+    found.merge([Hit("a#0", 2.0), Hit("b#0", 1.0)], [Hit("a", 2.0)])
+    found.merge([Hit("b#0", 3.0), Hit("a#0", 0.5), Hit("c#0", 0.1)], [Hit("c", 1.0)])
+    assert found.passages == {"a#0": 2.0, "b#0": 3.0, "c#0": 0.1}
+    assert found.documents == {"a": 2.0, "c": 1.0}
+
+
 def test_one_passage_and_text_of_other_scripts() -> None:
     facts = facts_of({"d0#0": [("威尔第", "出生于", "意大利")]})
     questions = [Question("zh", "威尔第出生在哪里?"), Question("he", "מי כתב?"), Question("e", "")]

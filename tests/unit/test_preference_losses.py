@@ -65,6 +65,24 @@ def test_a_list_of_four_at_two_betas_and_at_policy_equal_to_reference(
     assert loss(scores(0.0 * DELTA, pairs=pairs)).item() == pytest.approx(at_start, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("ratios", "beta", "loss", "gradient"),
+    [
+        ((2.0, -1.0), 0.2, 0.437488, -0.070869),
+        ((2.0, -1.0), 0.1, 0.554355, None),
+        ((0.0, 0.0), 0.2, log(2), -0.1),
+    ],
+)
+def test_dpo_of_a_thought_that_helped_and_one_that_did_not(ratios, beta, loss, gradient) -> None:
+    """RAR2's check 2: log-ratios -40 + 42 and -55 + 54; the gradient by their difference."""
+    difference = f64(*ratios).requires_grad_()
+    found = dpo(scores(beta * difference, pairs="best_worst"))
+    found.sum().backward()
+    assert found.item() == pytest.approx(loss, **CLOSE)
+    if gradient is not None:
+        assert difference.grad.tolist() == pytest.approx([gradient, -gradient], **CLOSE)
+
+
 def test_lambdarank_by_mean_divides_by_its_six_pairs() -> None:
     mean = larpo_lambdarank(scores(0.1 * DELTA), reduce="mean_pairs")
     assert mean.item() == pytest.approx(3.6622468896 / 6, **CLOSE)

@@ -513,7 +513,14 @@ def test_lock_step_is_one_by_one_in_any_order(values, max_active) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"model": "none"}, {"triples": "none"}, {"scorer": "none"}, {"tau": -1.0}]
+    "values",
+    [
+        {"model": "none"},
+        {"distil": "raw", "reader": "copy", "model": "none"},
+        {"triples": "none"},
+        {"scorer": "none"},
+        {"tau": -1.0},
+    ],
 )
 def test_an_entry_that_lacks_something_says_what(values) -> None:
     with pytest.raises(ValidationError, match=next(iter(values))):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from walk_worlds import drawn, index_of, random_docs, searching
 
+from stages.digest import uniform
 from stages.serve.traverse import beam
 from stages.serve.traverse.beam import Beam
 from stages.serve.traverse.tree import Node, Tree, back_up, best_child, close, rank, uct
@@ -180,6 +181,33 @@ def test_an_oracle_leads_to_its_passage() -> None:
     assert ranked[0] == (7, 1.0) and search.counts["expansions"] <= 10
     on_path = [n for n in tree.nodes() if n.tokens == gold[: len(n.tokens)]]
     assert max(n.depth for n in on_path) == max(n.depth for n in tree.nodes())
+
+
+def test_at_equal_tokens_a_walk_by_values_finds_what_a_beam_does_not() -> None:
+    """Section 8: at a fork the model knows nothing, and the value sees who went right.
+
+    Eight beginnings, eight ways on from each, then one passage. A beam must hold both right turns
+    among its few; a walk learns the first one before it looks for the second. One level of all
+    eight tokens is a stochastic beam search, valued as the walk is; of width 1, a greedy one.
+    """
+    tails = random_docs(64, 3, tokens=14, least=6, most=7)
+    docs = [[i // 8, 8 + i % 8, *(16 + token for token in t)] for i, t in enumerate(tails)]
+    queries = [f"q{i}" for i in range(100)]
+    gold = {q: tuple(docs[int(uniform(q) * 64)]) for q in queries}
+
+    def run(**how: float) -> tuple[int, float]:
+        search = searching(docs, lambda q, t: float(gold[q][: len(t)] == t), **how)
+        trees = search.run(queries)
+        best = [rank(t, lambda n: search.index.docs(n.left, n.right, 50), 50)[0] for t in trees]
+        hits = sum(gold[q] == tuple(docs[doc]) for q, (doc, _) in zip(queries, best, strict=True))
+        return hits, sum(t.tokens for t in trees) / len(trees)
+
+    walk, read = run(simulations=16, granularity=1, depth=8, width=2)
+    one_level = {"simulations": 1, "granularity": 8, "depth": 1, "widen": 0.0}
+    beam, beam_read = run(width=12, **one_level)
+    greedy, _ = run(width=1, **one_level)
+    assert beam_read == pytest.approx(read, rel=0.02)
+    assert walk > 2 * beam and beam > greedy and greedy <= 4, "one of 64 by chance"
 
 
 def test_equal_values_spread_the_visits_and_an_exhausted_tree_ends() -> None:

@@ -14,7 +14,7 @@ LIKELY = float(np.log(0.1))
 def tree_of(index, *keys: tuple[tuple[int, ...], float], tokens: dict[int, float] | None = None):
     """A tree of these prefixes; a token has log-probability -50 but for those given."""
     tree = Tree("q", len(index.sa), 0)
-    tree.root.logps = np.full(31, -50.0, np.float32)
+    tree.root.logps = np.full(64, -50.0, np.float32)  # padded, as a model's may be
     for token, logp in (tokens or {}).items():
         tree.root.logps[token] = logp
     for key, logp in keys:

@@ -29,6 +29,7 @@ from typing import Literal, NamedTuple
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from stages.effects import LLM, BudgetSpent, Outcome, Question, Steps
+from stages.gaps import fold
 from stages.prompts import STOP
 from stages.records import RecordStore
 from stages.serve.asked import Library
@@ -97,7 +98,7 @@ def strategy(question: Question, params: Params, library: Library) -> Steps:
             if not query:
                 stop_reason = "no_query"
                 break
-            if query in asked:
+            if fold(query) in map(fold, asked):
                 stop_reason = "converged"
                 break
     except BudgetSpent:

@@ -85,10 +85,10 @@ class Params(Reads):
     def _has_what_it_needs(self) -> "Params":
         calls = {"reader": self.reader == "model", "mode": self.mode == "llm",
                  "gap": self.gap == "rewrite", "judge": self.judge == "llm",
-                 "distil": self.distil == "llm"}  # fmt: skip
+                 "distil": self.distil != "offline"}  # fmt: skip
         if self.model == NONE and any(calls.values()):
             keys = ", ".join(f"{k}: {getattr(self, k)}" for k, on in calls.items() if on)
-            raise ValueError(f"{keys} asks a model: name one in 'model'")
+            raise ValueError(f"{keys} needs a model: name one in 'model'")
         if self.triples == NONE and self.distil == "offline":
             raise ValueError("distil: offline reads an entry of triples: name it in 'triples'")
         if self.scorer == NONE and self.judge == "cross_encoder":

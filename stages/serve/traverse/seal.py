@@ -5,7 +5,7 @@ Substrings as Document Identifiers, NeurIPS 2022. Every prefix of a tree is a ke
 weights of the keys that stand in it, best first and no two on the same tokens, and of a key whose
 tokens better keys had already only a part. The best passages get, besides, the weights of their
 single tokens that no key covers. Ours: the keys are those of a walk, which SEAL takes from a beam
-search, and each is counted once for a passage.
+search; each is counted once for a passage, and very common ones not at all.
 """
 
 from collections import defaultdict
@@ -61,7 +61,9 @@ def rank(tree: Tree, index: Any) -> list[tuple[int, float]]:
             taken[doc].append((place, place + len(key)))
             covered[doc] |= set(key)
     best = sorted(scores, key=lambda doc: (-round(scores[doc], DIGITS), doc))[:RESCORED]
-    single = weight(tree.root.logps, np.diff(index.first)[: len(tree.root.logps)], len(index.sa))
+    logps, counts = tree.root.logps, np.diff(index.first)
+    n = min(len(logps), len(counts))  # a model may have more logits than tokens
+    single = weight(logps[:n], counts[:n], len(index.sa))
     for doc in best:
         scores[doc] += float(single[sorted(set(index.text(doc)) - covered[doc])].sum())
     ranked = [(doc, round(score, DIGITS)) for doc, score in scores.items()]
