@@ -178,7 +178,7 @@ def test_a_clock_set_back_promotes_nothing(repo: Path, monkeypatch: pytest.Monke
         build(repo, "3")
     assert promote.current(repo).version.name == "v0.0.1"
     monkeypatch.undo()
-    os.chdir(repo)
+    monkeypatch.chdir(repo)
     assert build(repo, "3").name == "v0.0.2"
 
 
