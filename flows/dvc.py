@@ -211,10 +211,10 @@ def status(targets: Sequence[str] = ()) -> dict[str, list[Any]]:
         return found
 
 
-def command(name: str, *, force: bool = False) -> list[str]:
-    """The command that makes one stage, whatever its upstream."""
+def command(*names: str, force: bool = False) -> list[str]:
+    """The command that makes these stages in this order, whatever their upstream."""
     dvc = [sys.executable, "-P", dvc_files.__file__]  # -P: our dvc.py is not theirs
-    return [*dvc, "--wait-for-lock", "repro", "--single-item", *["--force"] * force, name]
+    return [*dvc, "--wait-for-lock", "repro", "--single-item", *["--force"] * force, *names]
 
 
 def repro(
@@ -251,7 +251,7 @@ def repro(
 
     try:
         status = run(
-            command(name, force=force), env=_environment(env), stop=stop, on_line=take,
+            command(name, force=force), env=environment(env), stop=stop, on_line=take,
             on_progress=on_progress, grace=grace,
         )  # fmt: skip
     except Stopped:
@@ -286,7 +286,7 @@ def _free_space() -> str:
     return f"\nA disk is full. Make room and run it again. Free: {', '.join(left)}"
 
 
-def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment, with its own python first on the path and no output held back."""
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
@@ -334,7 +334,7 @@ def _mtime(path: Path) -> int:
 def _tell(*args: str, folder: Path) -> None:
     """Run ``dvc`` in a folder; what it says when it fails becomes our error."""
     argv = [sys.executable, "-m", "dvc", *args]
-    done = subprocess.run(argv, cwd=folder, env=_environment(None), capture_output=True, text=True)
+    done = subprocess.run(argv, cwd=folder, env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise QuarryError(f"dvc {' '.join(args)} in {folder}: {done.stderr.strip()}")
 
@@ -445,7 +445,7 @@ def fetch(
     stages, said = list(dict(wanted)), deque[str](maxlen=TAIL_LINES)
     on_start(stages)
     failed = run(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "fetch", *stages], env=_environment(None),
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "fetch", *stages], env=environment(),
         stop=None, on_line=said.append, on_progress=on_progress,
     )  # fmt: skip
     with _repo(studies=studies) as repo, _without_bars():

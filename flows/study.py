@@ -75,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(stages), flush=True)
     if args.plan:
         return 0
-    return subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", *stages], check=False
-    ).returncode
+    made = subprocess.run(dvc.command(*stages), env=dvc.environment(), check=False)
+    return made.returncode
 
 
 if __name__ == "__main__":
